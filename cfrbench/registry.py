@@ -1,0 +1,196 @@
+"""Finds, lists, checks and loads plug-ins; the only file that knows pluggy and entry points.
+
+Laws: names come from metadata alone, nothing is imported before it is asked for; two plug-ins of one name are both
+shown and neither is chosen silently (``DIST:name`` chooses); a broken plug-in breaks only itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from cfrbench import hookspecs
+from cfrbench.errors import PluginError, suggest
+
+GROUP = "cfrbench"
+
+#: kind -> (hook that returns its classes, contract class, words for a person)
+KINDS: dict[str, tuple[str, str, str]] = {
+    "concat": ("concat_strategies", "ConcatStrategy", "concatenation strategy"),
+    "model": ("foundation_models", "FoundationModel", "foundation model"),
+    "tune": ("fine_tuners", "FineTuner", "fine-tuner"),
+    "ssl": ("ssl_methods", "SSLMethod", "SSL method"),
+    "net": ("segmenters", "Segmenter", "segmenter"),
+    "data": ("data_sources", "DataSource", "data set"),
+    "executor": ("executors", "Executor", "executor"),
+    "observer": ("", "", "observer"),
+}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point: what its metadata says, before anything is imported."""
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    module: str
+
+    @property
+    def qualified(self) -> str:
+        """``DIST:name``, which chooses between two plug-ins of one name."""
+        return f"{self.distribution}:{self.name}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A plug-in as ``cfrbench plugins`` shows it: found, in conflict, or broken with its cause."""
+
+    plugin: Plugin
+    status: str
+    detail: str = ""
+
+
+@cache
+def discover() -> tuple[Plugin, ...]:
+    """All entry points of the group, sorted by kind and name; imports none of them."""
+    found = set()
+    for entry in metadata.entry_points(group=GROUP):
+        kind, _, name = entry.name.partition(".")
+        dist = entry.dist
+        found.add(Plugin(kind, name, dist.name if dist else "?", dist.version if dist else "?", entry.value))
+    return tuple(sorted(found, key=lambda p: (p.kind, p.name, p.distribution)))
+
+
+def names(kind: str) -> list[str]:
+    """Sorted names of one kind, each once."""
+    return sorted({p.name for p in discover() if p.kind == kind})
+
+
+def find(kind: str, name: str) -> Plugin:
+    """The entry point called ``name`` or ``DIST:name``; raises PluginError if unknown or ambiguous."""
+    dist, _, short = name.rpartition(":")
+    hits = [p for p in discover() if p.kind == kind and p.name == short and dist in ("", p.distribution)]
+    words = KINDS[kind][2]
+    if not hits:
+        raise PluginError(
+            f"No {words} called '{name}'. {suggest(short, names(kind))} "
+            "Run `cfrbench plugins` to see where each comes from."
+        )
+    if len(hits) > 1:
+        sides = " and ".join(f"'{p.qualified}' ({p.module})" for p in hits)
+        raise PluginError(f"Two plug-ins claim the {words} '{short}': {sides}. Ask for one of them by that longer name.")
+    return hits[0]
+
+
+@cache
+def load(kind: str, name: str) -> type[Any]:
+    """Import and check the class called ``name``; raises PluginError with the cause chained."""
+    plugin = find(kind, name)
+    module = _import(plugin)
+    hook, contract, words = KINDS[kind]
+    manager = _manager(plugin, module)
+    classes = [cls for answer in getattr(manager.hook, hook)() for cls in answer]
+    matches = [cls for cls in classes if getattr(cls, "name", None) == plugin.name]
+    if len(matches) != 1:
+        offered = ", ".join(str(getattr(c, "name", c)) for c in classes) or "nothing"
+        raise PluginError(
+            f"The {words} '{plugin.name}' of {plugin.distribution} ({plugin.module}) offers {offered} through the hook "
+            f"'{hook}', but its entry point promises exactly one class with name = '{plugin.name}'. "
+            "Correct the entry point or the class's `name`."
+        )
+    _check_contract(plugin, matches[0], contract)
+    return matches[0]
+
+
+def load_observer(name: str) -> ModuleType:
+    """Import an observer module (hooks of the second half of hookspecs) and check its hook names."""
+    plugin = find("observer", name)
+    module = _import(plugin)
+    _manager(plugin, module)
+    return module
+
+
+def observers() -> pluggy.PluginManager:
+    """A manager on which observers are registered; calling its hooks reaches them all."""
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def version(kind: str, name: str) -> str:
+    """``DISTRIBUTION VERSION`` of a plug-in, part of every stage key it takes part in."""
+    plugin = find(kind, name)
+    return f"{plugin.distribution} {plugin.version}"
+
+
+def listing(*, check: bool = False) -> list[Listing]:
+    """Every plug-in with its state; ``check`` imports each one to find the broken."""
+    return [_state(plugin, check) for plugin in discover()]
+
+
+def _state(plugin: Plugin, check: bool) -> Listing:
+    if plugin.kind not in KINDS:
+        return Listing(plugin, "broken", f"unknown kind '{plugin.kind}'; kinds are {', '.join(KINDS)}")
+    rivals = _rivals(plugin, discover())
+    if rivals:
+        return Listing(plugin, "conflict", f"also claimed by {', '.join(rivals)}; ask for '{plugin.qualified}'")
+    # Built-ins are tested as a whole; only guests are imported for a plain listing, so that it answers at once.
+    if not check and plugin.distribution == "cfrbench":
+        return Listing(plugin, "ok")
+    try:
+        load_observer(plugin.name) if plugin.kind == "observer" else load(plugin.kind, plugin.name)
+    except PluginError as error:
+        return Listing(plugin, "broken", str(error))
+    return Listing(plugin, "ok")
+
+
+def _rivals(plugin: Plugin, everyone: Iterable[Plugin]) -> list[str]:
+    return [p.qualified for p in everyone if (p.kind, p.name) == (plugin.kind, plugin.name) and p != plugin]
+
+
+def _import(plugin: Plugin) -> ModuleType:
+    import importlib
+
+    try:
+        return importlib.import_module(plugin.module)
+    except Exception as error:  # whatever a guest raises on import must be reported, not spread
+        raise PluginError(
+            f"The plug-in '{plugin.kind}.{plugin.name}' of {plugin.distribution} {plugin.version} cannot be imported "
+            f"({plugin.module}: {type(error).__name__}: {error}). Repair or uninstall {plugin.distribution}."
+        ) from error
+
+
+def _manager(plugin: Plugin, module: ModuleType) -> pluggy.PluginManager:
+    manager = observers()
+    try:
+        manager.register(module)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise PluginError(
+            f"The plug-in '{plugin.kind}.{plugin.name}' of {plugin.distribution} implements a hook that does not exist "
+            f"or takes other arguments: {error}. See cfrbench/hookspecs.py for the hooks."
+        ) from error
+    return manager
+
+
+def _check_contract(plugin: Plugin, cls: type[Any], contract: str) -> None:
+    from cfrbench import contracts  # imports torch, which listing names must not
+
+    base = getattr(contracts, contract)
+    where = f"'{plugin.kind}.{plugin.name}' of {plugin.distribution} ({cls.__module__}.{cls.__qualname__})"
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise PluginError(f"{where} is not a subclass of cfrbench.contracts.{contract}. Derive it from that class.")
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        raise PluginError(f"{where} lacks {', '.join(missing)}. Implement what the contract {contract} asks for.")
+    config = getattr(cls, "Config", None)
+    if config is not None and not config.model_config.get("frozen"):
+        raise PluginError(f"{where} has a Config that is not frozen. Derive it from cfrbench.config.Frozen.")
