@@ -96,7 +96,7 @@ class Promptable(nn.Module):
     def __init__(self, image_encoder: nn.Module, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> None:
         super().__init__()
         self.image_encoder = image_encoder
-        self.prompt_encoder = prompt_encoder
+        self.prompt_encoder: Any = prompt_encoder  # nn.Module's typing hides `get_dense_pe`
         self.mask_decoder = mask_decoder
 
     def forward(self, images: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ class SSLMethod(nn.Module, ABC):
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the losses of one batch; called in train mode, before the update."""
 
-    def after_update(self, progress: Progress) -> None:  # noqa: B027 - optional on purpose
+    def after_update(self, progress: Progress) -> None:
         """Called after the optimiser's update with the same progress as `step` (moving averages ...)."""
 
     @abstractmethod

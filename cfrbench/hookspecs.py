@@ -1,8 +1,8 @@
 """The table of contents: everything a plug-in can add or watch.
 
-A plug-in is a module named by an entry point ``kind.name`` in the group ``cfrbench``. It implements the hook of its kind
-and returns classes, never instances. The module is imported when its name is first asked for, so it may import torch;
-listing names imports nothing.
+A plug-in is a module named by an entry point ``kind.name`` in the group ``cfrbench``. It implements the hook of its
+kind and returns classes, never instances. The module is imported when its name is first asked for, so it may import
+torch; listing names imports nothing.
 """
 
 from __future__ import annotations

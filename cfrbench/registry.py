@@ -86,7 +86,7 @@ def find(kind: str, name: str) -> Plugin:
         )
     if len(hits) > 1:
         sides = " and ".join(f"'{p.qualified}' ({p.module})" for p in hits)
-        raise PluginError(f"Two plug-ins claim the {words} '{short}': {sides}. Ask for one of them by that longer name.")
+        raise PluginError(f"Two plug-ins claim the {words} '{short}': {sides}. Ask for one by that longer name.")
     return hits[0]
 
 
@@ -106,8 +106,9 @@ def load(kind: str, name: str) -> type[Any]:
             f"'{hook}', but its entry point promises exactly one class with name = '{plugin.name}'. "
             "Correct the entry point or the class's `name`."
         )
-    _check_contract(plugin, matches[0], contract)
-    return matches[0]
+    chosen: type[Any] = matches[0]
+    _check_contract(plugin, chosen, contract)
+    return chosen
 
 
 def load_observer(name: str) -> ModuleType:
