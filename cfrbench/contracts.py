@@ -65,10 +65,12 @@ class StepOutput:
     """What a step teaches: named, already weighted scalar losses whose sum is minimised.
 
     guided: the logits ``(U, C, H, W, D)`` on the unlabelled crops, one per network, to which guidance may be added.
+    masks: by loss name, the voxels ``(N, 1 or C, H, W, D)`` of the last N crops that this loss counts, if not all.
     """
 
     losses: dict[str, Tensor]
     guided: tuple[Tensor, ...] = ()
+    masks: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
