@@ -1,0 +1,138 @@
+"""V-Net as the semi-supervised LA benchmarks use it: plain blocks, batch norm, skips that are added.
+
+Same layers, names and order of creation as yulequan/UA-MT ``code/networks/vnet.py``, so a seed gives the same initial
+weights and published checkpoints load. The three side heads of ShumengLI/CFR ``code/networks/hierarchical_vnet.py``
+are left out: its training and testing read the main output only, and that output does not depend on them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cfrbench.config import Frozen
+from cfrbench.contracts import Segmenter
+from cfrbench.errors import UsageError
+from cfrbench.hookspecs import hookimpl
+
+DEEPEST = 4
+#: convolutions per block from full resolution downwards, and the names of the blocks on both sides of the network
+CONVOLUTIONS = (1, 2, 3, 3, 3)
+ENCODER = ("one", "two", "three", "four", "five")
+DECODER = ("nine", "eight", "seven", "six")
+#: a step up is named after the block it starts from, which is ``five`` at the bottom of a full net
+LOWER = {"nine": "eight", "eight": "seven", "seven": "six", "six": "five"}
+
+
+def _block(convolutions: int, inputs: int, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for index in range(convolutions):
+        layers.append(nn.Conv3d(outputs if index else inputs, outputs, kernel_size=3, padding=1))
+        layers += _norm_relu(outputs)
+    return _named(layers)
+
+
+def _down(inputs: int, outputs: int) -> nn.Sequential:
+    return _named([nn.Conv3d(inputs, outputs, kernel_size=2, stride=2), *_norm_relu(outputs)])
+
+
+def _up(inputs: int, outputs: int) -> nn.Sequential:
+    return _named([nn.ConvTranspose3d(inputs, outputs, kernel_size=2, stride=2), *_norm_relu(outputs)])
+
+
+def _norm_relu(channels: int) -> list[nn.Module]:
+    # In place is safe: the backward pass of batch norm reads its input, not its output.
+    return [nn.BatchNorm3d(channels), nn.ReLU(inplace=True)]
+
+
+def _named(layers: list[nn.Module]) -> nn.Sequential:
+    """Wrap layers so that their keys read ``conv.<index>``, as in the field's checkpoints."""
+    return nn.Sequential(OrderedDict(conv=nn.Sequential(*layers)))
+
+
+class VNet(nn.Module):
+    """``(B, channels, H, W, D) -> (B, num_classes, H, W, D)`` logits; each side a multiple of ``2 ** depth``.
+
+    A net of less than four halvings lacks the lowest levels; the blocks that remain keep their names and shapes.
+    """
+
+    def __init__(self, channels: int, num_classes: int, width: int, depth: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.divisor = 1 << depth
+        self._bottom = f"block_{ENCODER[depth]}"
+        self._descent = [(f"block_{word}", f"block_{word}_dw") for word in ENCODER[:depth]]
+        self._ascent = [(f"block_{LOWER[word]}_up", f"block_{word}") for word in reversed(DECODER[:depth])]
+        widths = [width << level for level in range(depth + 1)]
+        inputs = [channels, *widths[1:]]
+        for level, (block, down) in enumerate(self._descent):
+            self.add_module(block, _block(CONVOLUTIONS[level], inputs[level], widths[level]))
+            self.add_module(down, _down(widths[level], widths[level + 1]))
+        self.add_module(self._bottom, _block(CONVOLUTIONS[depth], inputs[depth], widths[depth]))
+        for level, (up, block) in zip(reversed(range(depth)), self._ascent, strict=True):
+            self.add_module(up, _up(widths[level + 1], widths[level]))
+            self.add_module(block, _block(CONVOLUTIONS[level], widths[level], widths[level]))
+        self.out_conv = nn.Conv3d(width, num_classes, kernel_size=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits; UsageError if a side cannot be halved often enough."""
+        self._check(image)
+        skips: list[Tensor] = []
+        x = image
+        for block, down in self._descent:
+            skips.append(self.get_submodule(block)(x))
+            x = self.get_submodule(down)(skips[-1])
+        x = self._drop(self.get_submodule(self._bottom)(x))
+        for up, block in self._ascent:
+            # Not added in place: ReLU's backward pass reads its own output.
+            x = self.get_submodule(block)(self.get_submodule(up)(x) + skips.pop())
+        logits: Tensor = self.out_conv(self._drop(x))
+        return logits
+
+    def _drop(self, x: Tensor) -> Tensor:
+        """Drop whole channels while training; nothing at all otherwise."""
+        return F.dropout3d(x, self.dropout) if self.training and self.dropout else x
+
+    def _check(self, image: Tensor) -> None:
+        divisor = self.divisor
+        sides = tuple(image.shape[2:])
+        if any(side % divisor for side in sides):
+            fitting = tuple(-(-side // divisor) * divisor for side in sides)
+            raise UsageError(
+                f"The V-Net halves its input {len(self._descent)} times, so each side must be a multiple of {divisor}, "
+                f"but the input is {'x'.join(map(str, sides))}. Choose a patch such as {'x'.join(map(str, fitting))} "
+                "(training.patch), or a smaller net.vnet.depth."
+            )
+
+
+class VNetSegmenter(Segmenter):
+    """V-Net of yulequan/UA-MT: 9,448,866 parameters at width 16 for two classes."""
+
+    name = "vnet"
+
+    class Config(Frozen):
+        """The defaults are the field's."""
+
+        width: int = Field(16, ge=1, description="channels at full resolution; they double with each halving")
+        depth: int = Field(DEEPEST, ge=1, le=DEEPEST, description="number of halvings")
+        dropout: float = Field(0.5, ge=0, lt=1, description="channel dropout after the bottleneck and the last block")
+
+    config: Config
+
+    @property
+    def divisor(self) -> int:
+        """``2 ** depth``."""
+        return 1 << self.config.depth
+
+    def build(self, channels: int, num_classes: int) -> VNet:
+        """A V-Net with PyTorch's default initialisation, which the field uses."""
+        return VNet(channels, num_classes, self.config.width, self.config.depth, self.config.dropout)
+
+
+@hookimpl
+def segmenters() -> list[type[Segmenter]]:
+    """The V-Net."""
+    return [VNetSegmenter]
