@@ -7,7 +7,7 @@ dice and jaccard and a distance in the protocol's unit for asd and hd95.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -18,28 +18,30 @@ CELL = ("dataset", "concat", "model", "tune", "net", "ssl", "title", "variant", 
 #: ``empty``: "" or which mask was empty: "prediction", "truth", "both"
 COLUMNS = (*CELL, "seed", "case", "class", "metric", "value", "empty")
 VARIANTS = ("baseline", "cfr", "pseudo-label")
-#: the SSL method of the bounds, and the word in ``ssl`` where there is none (pseudo-label rows)
-SUPERVISED, NO_SSL = "supervised", "none"
+SUPERVISED = "supervised"
 EMPTIES = ("prediction", "truth", "both")
 
 
-def tidy(cell: Mapping[str, Any], seed: int, scores: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Turn the rows of `pipeline.score` (case, class, empty, and one key per metric) into the tidy frame of one cell.
+def tidy(scores: pd.DataFrame, cell: Mapping[str, Any]) -> pd.DataFrame:
+    """Turn the scores of one cell (columns case, class, empty and one per metric) into the tidy frame.
 
-    ``cell`` gives a value for each of `CELL`. Supervised cells have ``unlabelled`` 0; pseudo-label cells have ``ssl``
-    "none" and as ``title`` what made them, for example "LiteMedSAM + LoRA".
+    ``cell`` gives a value for each of `CELL` and the seed; supervised cells have ``unlabelled`` 0.
     """
-    known = {name: cell[name] for name in CELL} | {"seed": seed}
-    rows = [
-        known | {"case": row["case"], "class": row["class"], "metric": m, "value": row[m], "empty": row["empty"]}
-        for row in scores
-        for m in METRICS
-    ]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
+    long = scores.melt(["case", "class", "empty"], list(METRICS), var_name="metric", value_name="value")
+    constant = {name: cell[name] for name in (*CELL, "seed")}
+    return long.astype({"value": float}).assign(**constant)[list(COLUMNS)]
+
+
+def nothing() -> pd.DataFrame:
+    """The tidy frame of a run without a finished cell."""
+    numbers = {"labels": int, "unlabelled": int, "seed": int, "value": float}
+    return pd.DataFrame({name: pd.Series(dtype=numbers.get(name, object)) for name in COLUMNS})
 
 
 def summary(cases: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
-    """One row per cell: means over cases, then classes, then seeds; ``order`` names the SSL methods as asked for.
+    """One row per cell: means over cases, then classes, then seeds.
+
+    ``order`` names the SSL methods as asked for; without it they stand as they first appear in ``cases``.
 
     For each metric: ``dice``; ``dice_std_seeds``, the sample deviation of the seeds' means (NaN for one seed);
     ``dice_std_cases``, that of the cases (their mean over classes) within a seed, averaged over seeds, as the official

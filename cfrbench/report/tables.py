@@ -1,6 +1,7 @@
 """One table model, what fills it, and its writers: rich for terminals, Markdown, CSV.
 
-Everything here is a pure function of a `summary` (or `per_class`) frame and a `Context`; equal input gives equal bytes.
+Tables are pure functions of the tidy frame of scores and the facts of the run that `cfrbench.sweep.facts` states (data
+set, preset, protocol, notes of the weights). Equal input gives equal bytes.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from cfrbench.published import NET_TITLES, PaperValue, paper_value
-from cfrbench.report.context import Context
-from cfrbench.report.frames import CELL, EMPTIES, SUPERVISED, gains
+from cfrbench.report import frames
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 MISSING = "–"
+#: how tables call a fine-tuner; others print their name
+TUNE_TITLES = {"lora": "LoRA"}
 Row = Mapping[Hashable, Any]
+Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,66 +42,66 @@ class Table:
 # frames -> table
 
 
-def main_table(summary: pd.DataFrame, context: Context) -> Table:
+def comparison(cases: pd.DataFrame, facts: Facts) -> Table:
     """The paper's kind of table: bounds, each method with its CFR twin and the gain, pseudo-labels, the paper's Dice.
 
     Columns that would be empty in every row (spread over seeds of one seed, gain, paper) are left out.
     """
-    gained = {_twin(row): row["dice_gain"] for row in gains(summary).to_dict("records")}
+    summary = frames.summary(cases)
+    gained = {_twin(row): row["dice_gain"] for row in frames.gains(summary).to_dict("records")}
     rows = summary.to_dict("records")
     papers = [_paper(row) for row in rows]
     columns = {
-        "Method": [_name(row, context) for row in rows],
-        "Lab./unlab.": [f"{row['labels']}/{row['unlabelled']}" for row in rows],
+        "Method": [_name(row, facts) for row in rows],
+        "Lab./unlab.": [_budget(row) for row in rows],
         "Dice (%)": [_dice(row) for row in rows],
         "± seeds": [_number(row["dice_std_seeds"]) for row in rows],
         "± cases": [_number(row["dice_std_cases"]) for row in rows],
         "Jaccard (%)": [_number(row["jaccard"]) for row in rows],
-        f"ASD ({context.unit})": [_number(row["asd"]) for row in rows],
-        f"95HD ({context.unit})": [_number(row["hd95"]) for row in rows],
+        f"ASD ({facts['unit']})": [_number(row["asd"]) for row in rows],
+        f"95HD ({facts['unit']})": [_number(row["hd95"]) for row in rows],
         "Gain (Dice)": [_gain(row, gained) for row in rows],
         "Paper's Dice": [_paper_text(paper) for paper in papers],
     }
     shown = {head: cells for head, cells in columns.items() if set(cells) != {MISSING}}
-    notes = [
-        *_measured(summary),
-        *_empties(rows, context),
-        *_standing(rows, context),
-        *_paper_notes(rows, papers, context),
-    ]
-    return Table(_title(context), tuple(shown), tuple(zip(*shown.values(), strict=True)), tuple(notes))
+    notes = (*_measured(summary), *_empties(rows, facts), *_standing(rows, facts), *_paper_notes(rows, papers, facts))
+    return Table(_title(facts), tuple(shown), tuple(zip(*shown.values(), strict=True)), notes)
 
 
-def class_table(per_class: pd.DataFrame, context: Context) -> Table:
+def by_class(cases: pd.DataFrame, facts: Facts) -> Table:
     """Dice of every class, one column each, in the order of the data set; ``0*`` for a class never found."""
-    classes = list(dict.fromkeys(per_class["class"]))
+    scores = frames.per_class(cases)
+    classes = list(dict.fromkeys(scores["class"]))
     rows = []
-    for _, cell in per_class.groupby(list(CELL), sort=False):
+    for _, cell in scores.groupby(list(frames.CELL), sort=False):
         found = {row["class"]: row for row in cell.to_dict("records")}
         first = next(iter(found.values()))
         texts = [_dice(found[name]) if name in found else MISSING for name in classes]
-        mean = _number(float(cell["dice"].mean()))
-        rows.append((_name(first, context), f"{first['labels']}/{first['unlabelled']}", mean, *texts))
+        rows.append((_name(first, facts), _budget(first), _number(float(cell["dice"].mean())), *texts))
     columns = ("Method", "Lab./unlab.", "Mean Dice (%)", *classes)
-    scores = per_class.to_dict("records")
-    notes = (*_zero_star(scores), *_standing(scores, context))
-    return Table(f"{_title(context)}, Dice of each class", columns, tuple(rows), notes)
+    records = scores.to_dict("records")
+    notes = (*_zero_star(records), *_standing(records, facts))
+    return Table(f"{_title(facts)}, Dice of each class", columns, tuple(rows), notes)
 
 
-def _title(context: Context) -> str:
-    return f"{context.dataset} (phantom)" if context.synthetic else context.dataset
+def _title(facts: Facts) -> str:
+    phantom = facts["synthetic"] and "phantom" not in facts["title"].casefold()
+    return f"{facts['title']} (phantom)" if phantom else str(facts["title"])
 
 
-def _name(row: Row, context: Context) -> str:
+def _name(row: Row, facts: Facts) -> str:
     if row["variant"] == "pseudo-label":
-        return f"{row['title']} pseudo-labels, on unlabelled cases"
-    if row["ssl"] != SUPERVISED:
+        model = facts["model_title"] if row["model"] == facts["model"] else row["model"]
+        return f"{model} + {TUNE_TITLES.get(row['tune'], row['tune'])} pseudo-labels, on unlabelled cases"
+    if row["ssl"] != frames.SUPERVISED:
         return f"{row['title']} + CFR" if row["variant"] == "cfr" else str(row["title"])
     net = NET_TITLES.get(row["net"], row["net"])
-    if row["variant"] == "cfr":
-        return f"{net} + CFR"
-    everything = row["labels"] == context.train_cases
+    everything = row["labels"] == facts["train_cases"]
     return f"{net}, upper bound, all {row['labels']} labels" if everything else f"{net}, lower bound"
+
+
+def _budget(row: Row) -> str:
+    return f"{row['labels']}/{row['unlabelled']}"
 
 
 def _dice(row: Row) -> str:
@@ -122,7 +125,7 @@ def _paper(row: Row) -> PaperValue | None:
     """The paper's Dice where a cell matches: data set, segmenter, method, budget, and its concatenation and tuning."""
     if row["variant"] != "baseline" and (row["concat"], row["tune"]) != ("grid", "lora"):
         return None
-    name = SUPERVISED if row["ssl"] == SUPERVISED else row["title"]
+    name = frames.SUPERVISED if row["ssl"] == frames.SUPERVISED else row["title"]
     return paper_value(row["dataset"], name, row["variant"], row["labels"], net=row["net"])
 
 
@@ -145,14 +148,13 @@ def _measured(summary: pd.DataFrame) -> list[str]:
     ]
 
 
-def _empties(rows: list[dict[Hashable, Any]], context: Context) -> list[str]:
+def _empties(rows: list[dict[Hashable, Any]], facts: Facts) -> list[str]:
     words = {"prediction": "empty predictions", "truth": "empty truth", "both": "both empty"}
     found = []
     for row in rows:
-        counts = [f"{row[f'empty_{kind}']} {words[kind]}" for kind in EMPTIES if row[f"empty_{kind}"]]
+        counts = [f"{row[f'empty_{kind}']} {words[kind]}" for kind in frames.EMPTIES if row[f"empty_{kind}"]]
         if counts:
-            where = f"{_name(row, context)} ({row['labels']}/{row['unlabelled']})"
-            found.append(f"{where}: {', '.join(counts)} of {row['n_scores']} scores")
+            found.append(f"{_name(row, facts)} ({_budget(row)}): {', '.join(counts)} of {row['n_scores']} scores")
     notes = [f"Empty masks: {'; '.join(found)}."] if found else []
     return [*notes, *_zero_star(rows)]
 
@@ -161,23 +163,25 @@ def _zero_star(rows: list[dict[Hashable, Any]]) -> list[str]:
     return ["0*: never found in any case."] if any(row["never_found"] for row in rows) else []
 
 
-def _standing(rows: list[dict[Hashable, Any]], context: Context) -> list[str]:
+def _standing(rows: list[dict[Hashable, Any]], facts: Facts) -> list[str]:
     """Notes that every table carries: the protocol, synthetic data, what the weights may have seen."""
-    notes = [f"Protocol: {context.protocol}"]
-    if context.synthetic:
+    notes = [f"Protocol: preset {facts['preset']}; {facts['protocol']}."]
+    if facts["split"]:
+        notes.append(f"Split: {facts['split']}")
+    if facts["synthetic"]:
         notes.append("Phantom: synthetic volumes made from a seed, not patients.")
-    if context.model_note and any(row["variant"] != "baseline" for row in rows):
-        notes.append(context.model_note)
+    if facts["model_note"] and any(row["variant"] != "baseline" for row in rows):
+        notes.append(facts["model_note"])
     return notes
 
 
-def _paper_notes(rows: list[dict[Hashable, Any]], papers: list[PaperValue | None], context: Context) -> list[str]:
+def _paper_notes(rows: list[dict[Hashable, Any]], papers: list[PaperValue | None], facts: Facts) -> list[str]:
     shown = [(row, paper) for row, paper in zip(rows, papers, strict=True) if paper]
     if not shown:
         return []
     tables = ", ".join(f"table {number}" for number in sorted({paper.table for _, paper in shown}))
     notes = [f"Paper's Dice: as printed ({tables}), with its labelled/unlabelled cases."]
-    if context.preset != "paper":
+    if facts["preset"] != "paper":
         notes[0] += " Its protocol and hardware differ from this run's."
     if any(row["variant"] == "pseudo-label" for row, _ in shown):
         notes.append("The paper's fine-tuned SAM stands beside test scores; ours is scored on the unlabelled cases.")

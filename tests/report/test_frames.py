@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import statistics
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cfrbench.report.frames import CELL, COLUMNS, METRICS, gains, json_rows, per_class, summary, tidy
+from cfrbench.report.frames import CELL, COLUMNS, METRICS, gains, json_rows, nothing, per_class, summary, tidy
 from tests.report.scores import cell, la_sweep, scores
 
 
 def test_tidy_has_one_row_per_case_class_and_metric() -> None:
-    frame = tidy(cell("mt", "MT", "cfr", 1, 19), 3, scores([50.0, 60.0]))
+    frame = tidy(scores([50.0, 60.0]), cell("mt", "cfr", 1, 19, seed=3))
     assert tuple(frame.columns) == COLUMNS
     assert len(frame) == 2 * len(METRICS)
     assert set(frame["seed"]) == {3}
@@ -34,7 +33,7 @@ def test_rows_stand_in_the_paper_order_whatever_the_order_of_the_scores() -> Non
         ("mt", "cfr", 1),
         ("acmt", "baseline", 1),
         ("acmt", "cfr", 1),
-        ("none", "pseudo-label", 1),
+        ("lite-medsam+lora", "pseudo-label", 1),
     ]
     assert list(summary(both, ["acmt", "mt"])["ssl"])[2:6] == ["acmt", "acmt", "mt", "mt"]
 
@@ -56,10 +55,11 @@ def test_multi_class_summary_equals_plain_loops() -> None:
     rng = np.random.default_rng(5)
     values = {(s, f"c{i}", k): float(rng.uniform(0, 100)) for s in (0, 1, 2) for i in range(4) for k in "xyz"}
     values[0, "c1", "y"] = float("nan")  # the policy "nan": this score does not exist
-    rows: dict[int, list[dict[str, Any]]] = {0: [], 1: [], 2: []}
+    parts = []
     for (seed, case, name), dice in values.items():
-        rows[seed].append(scores([dice], name)[0] | {"case": case, "empty": "both" if np.isnan(dice) else ""})
-    cases = pd.concat([tidy(cell("mt", "MT", "cfr", 1, 19), seed, some) for seed, some in rows.items()])
+        score = scores([dice], name, "both" if np.isnan(dice) else "").assign(case=case)
+        parts.append(tidy(score, cell("mt", "cfr", 1, 19, seed=seed)))
+    cases = pd.concat(parts)
     row = summary(cases).iloc[0]
     expected = _plain(values)
     assert (row["dice"], row["dice_std_seeds"], row["dice_std_cases"]) == pytest.approx(expected, rel=1e-12)
@@ -98,8 +98,8 @@ def test_a_shared_baseline_serves_every_strategy() -> None:
 
 def test_a_class_is_never_found_only_if_every_score_with_truth_is_an_empty_prediction() -> None:
     def one(kinds: list[str]) -> bool:
-        rows = [scores([0.0])[0] | {"case": f"c{i}", "empty": kind} for i, kind in enumerate(kinds)]
-        return bool(summary(tidy(cell("mt", "MT", "baseline", 1, 19), 0, rows))["never_found"].iloc[0])
+        cases = tidy(scores([0.0] * len(kinds)).assign(empty=kinds), cell("mt", "baseline", 1, 19))
+        return bool(summary(cases)["never_found"].iloc[0])
 
     assert one(["prediction", "prediction"])
     assert one(["prediction", "both"])
@@ -121,15 +121,21 @@ def test_json_rows_have_exactly_these_keys_and_plain_values() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_json_says_null_where_a_number_is_not_finite(bad: float) -> None:
-    cases = tidy(cell("mt", "MT", "baseline", 1, 19), 0, scores([bad, bad]))
+    cases = tidy(scores([bad, bad]), cell("mt", "baseline", 1, 19))
     (row,) = json_rows(summary(cases), unit="mm")
     assert row["dice"] is None
     assert row["asd_mm"] == 3.5
 
 
+def test_a_run_without_scores_has_an_empty_summary() -> None:
+    assert tuple(nothing().columns) == COLUMNS
+    assert json_rows(summary(nothing())) == []
+    assert gains(summary(nothing())).empty
+
+
 def test_cells_differ_in_every_cell_column() -> None:
-    one = cell("mt", "MT", "cfr", 1, 19)
+    one = cell("mt", "cfr", 1, 19)
     for name in CELL:
         changed = one | {name: 2 if name in ("labels", "unlabelled") else "baseline"}
-        table = summary(pd.concat([tidy(one, 0, scores([1.0])), tidy(changed, 0, scores([2.0]))]))
+        table = summary(pd.concat([tidy(scores([1.0]), one), tidy(scores([2.0]), changed)]))
         assert sorted(table["dice"]) == [1.0, 2.0], name

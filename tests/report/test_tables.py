@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from cfrbench.config import Settings
-from cfrbench.report.context import Context, protocol_line
-from cfrbench.report.frames import per_class, summary, tidy
-from cfrbench.report.tables import Table, class_table, main_table, to_csv, to_markdown, to_rich
-from tests.report.scores import cell, la_sweep, scores
-
-CONTEXT = Context("Left atrium", "quick", "all of it.", "voxel", 20, model_note="The weights may have seen LA.")
+from cfrbench.report.frames import nothing, summary, tidy
+from cfrbench.report.tables import Table, by_class, comparison, to_csv, to_markdown, to_rich
+from tests.report.scores import FACTS, cell, la_sweep, scores
 
 MARKDOWN = """\
 ### Left atrium
@@ -31,7 +27,7 @@ MARKDOWN = """\
 
 - Means over 3 test cases and seeds 0, 1; ± is the sample standard deviation, of the seeds' means or of the cases within a seed.
 - Empty masks: MT (1/19): 2 empty predictions of 6 scores.
-- Protocol: all of it.
+- Protocol: preset quick; 900 steps.
 - The weights may have seen LA.
 - Paper's Dice: as printed (table 3, table 9), with its labelled/unlabelled cases. Its protocol and hardware differ from this run's.
 - The paper's fine-tuned SAM stands beside test scores; ours is scored on the unlabelled cases.
@@ -61,11 +57,11 @@ def rendered(table: Table, width: int) -> str:
 
 
 def test_markdown_snapshot() -> None:
-    assert to_markdown(main_table(summary(la_sweep()), CONTEXT)) == MARKDOWN
+    assert to_markdown(comparison(la_sweep(), FACTS)) == MARKDOWN
 
 
 def test_csv_snapshot_and_round_trip() -> None:
-    table = main_table(summary(la_sweep()), CONTEXT)
+    table = comparison(la_sweep(), FACTS)
     text = to_csv(table)
     assert text.startswith(CSV_HEAD)
     lines = text.splitlines()
@@ -77,7 +73,7 @@ def test_csv_snapshot_and_round_trip() -> None:
 
 
 def test_rich_fits_eighty_columns_with_every_number_whole() -> None:
-    table = main_table(summary(la_sweep()), CONTEXT)
+    table = comparison(la_sweep(), FACTS)
     text = rendered(table, 80)
     assert text.startswith(RICH_80)
     assert max(map(len, text.splitlines())) <= 80
@@ -98,7 +94,7 @@ def test_names_are_never_read_as_markup() -> None:
 def test_columns_without_any_value_are_left_out() -> None:
     cases = la_sweep()
     one_seed = cases[(cases["seed"] == 0) & (cases["variant"] == "baseline")].assign(dataset="elsewhere")
-    table = main_table(summary(one_seed), CONTEXT)
+    table = comparison(one_seed, FACTS)
     assert not {"± seeds", "Gain (Dice)", "Paper's Dice"} & set(table.columns)
     assert {"± cases", "Dice (%)"} <= set(table.columns)
     assert not any("Paper" in note or "weights" in note for note in table.notes)
@@ -106,9 +102,7 @@ def test_columns_without_any_value_are_left_out() -> None:
 
 def test_the_warning_goes_only_under_the_paper_preset() -> None:
     def warned(preset: str) -> bool:
-        return any(
-            "hardware differ" in n for n in main_table(summary(la_sweep()), replace(CONTEXT, preset=preset)).notes
-        )
+        return any("hardware differ" in n for n in comparison(la_sweep(), FACTS | {"preset": preset}).notes)
 
     assert warned("quick")
     assert not warned("paper")
@@ -117,62 +111,65 @@ def test_the_warning_goes_only_under_the_paper_preset() -> None:
 @pytest.mark.parametrize(
     "changed", [{"net": "unet3d"}, {"dataset": "phantom"}, {"labels": 2}, {"concat": "shuffled"}, {"tune": "other"}]
 )
-def test_the_paper_is_quoted_only_where_the_cell_matches(changed: dict[str, str | int]) -> None:
-    same = cell("mt", "MT", "cfr", 1, 19)
-    quoted = main_table(summary(tidy(same, 0, scores([74.0]))), CONTEXT)
-    other = main_table(summary(tidy(same | changed, 0, scores([74.0]))), CONTEXT)
+def test_the_paper_is_quoted_only_where_the_cell_matches(changed: dict[str, Any]) -> None:
+    same = cell("mt", "cfr", 1, 19)
+    quoted = comparison(tidy(scores([74.0]), same), FACTS)
+    other = comparison(tidy(scores([74.0]), same | changed), FACTS)
     assert quoted.columns[-1] == "Paper's Dice"
     assert other.columns[-1] != "Paper's Dice"
 
 
-def test_synthetic_data_is_called_a_phantom_in_title_and_notes() -> None:
-    cases = tidy(cell("mt", "MT", "cfr", 1, 15, dataset="phantom"), 0, scores([74.0, 75.0]))
-    for table in (
-        main_table(summary(cases), replace(CONTEXT, dataset="Chamber", synthetic=True)),
-        class_table(per_class(cases), replace(CONTEXT, dataset="Chamber", synthetic=True)),
-    ):
-        assert "phantom" in table.title
+@pytest.mark.parametrize("title", ["Phantom", "Chamber"])
+def test_synthetic_data_is_called_a_phantom_in_title_and_notes(title: str) -> None:
+    cases = tidy(scores([74.0, 75.0]), cell("mt", "cfr", 1, 15, dataset="phantom"))
+    facts = FACTS | {"title": title, "synthetic": True}
+    for table in (comparison(cases, facts), by_class(cases, facts)):
+        assert table.title.casefold().count("phantom") == 1
         assert any(note.startswith("Phantom: synthetic") for note in table.notes)
 
 
+def test_a_partial_data_set_says_so() -> None:
+    assert "Split: 20 of 80 cases." in comparison(la_sweep(), FACTS | {"split": "20 of 80 cases."}).notes
+
+
 def test_the_unit_stands_in_the_header() -> None:
-    columns = main_table(summary(la_sweep()), replace(CONTEXT, unit="mm")).columns
+    columns = comparison(la_sweep(), FACTS | {"unit": "mm"}).columns
     assert {"ASD (mm)", "95HD (mm)"} <= set(columns)
 
 
 def test_each_class_has_its_column_and_a_class_never_found_prints_zero_star() -> None:
-    rows = scores([50.0, 70.0], "spleen") + scores([0.0, 0.0], "gallbladder", empty="prediction")
-    cases = tidy(cell("mt", "MT", "cfr", 1, 15, dataset="phantom-organs"), 0, rows)
-    table = class_table(per_class(cases), CONTEXT)
+    rows = pd.concat([scores([50.0, 70.0], "spleen"), scores([0.0, 0.0], "gallbladder", empty="prediction")])
+    cases = tidy(rows, cell("mt", "cfr", 1, 15, dataset="phantom-organs"))
+    table = by_class(cases, FACTS)
     assert table.columns == ("Method", "Lab./unlab.", "Mean Dice (%)", "spleen", "gallbladder")
     assert table.rows == (("MT + CFR", "1/15", "30.00", "60.00", "0*"),)
     assert table.notes[0].startswith("0*")
-    main = main_table(summary(cases), CONTEXT)
+    main = comparison(cases, FACTS)
     assert main.rows[0][2] == "30.00"  # one class was found
     assert any("2 empty predictions of 4 scores" in note for note in main.notes)
 
 
 def test_nothing_found_prints_zero_star_in_the_main_table() -> None:
     rows = scores([0.0, 0.0], empty="prediction")
-    table = main_table(summary(tidy(cell("mt", "MT", "baseline", 1, 19), 0, rows)), CONTEXT)
+    table = comparison(tidy(rows, cell("mt", "baseline", 1, 19)), FACTS)
     assert table.rows[0][2] == "0*"
     assert any(note.startswith("0*") for note in table.notes)
 
 
 def test_equal_scores_in_another_order_give_equal_bytes() -> None:
     shuffled = la_sweep().sample(frac=1.0, random_state=3)
-    assert to_markdown(main_table(summary(shuffled, ["mt"]), CONTEXT)) == MARKDOWN
+    assert to_markdown(comparison(shuffled, FACTS)) == MARKDOWN
 
 
 def test_missing_is_never_shown_as_zero() -> None:
-    cases = tidy(cell("mt", "MT", "baseline", 1, 19), 0, scores([float("nan")], empty="both"))
-    (row,) = main_table(summary(cases), CONTEXT).rows
+    cases = tidy(scores([float("nan")], empty="both"), cell("mt", "baseline", 1, 19))
+    (row,) = comparison(cases, FACTS).rows
     assert "0.00" not in row
     assert pd.isna(summary(cases)["dice"].iloc[0])
 
 
-def test_the_protocol_line_names_what_makes_numbers_comparable() -> None:
-    line = protocol_line("paper", Settings())
-    for piece in ("preset paper", "112x112x80", "6000 steps", "batch 2+2", "18/4", "voxel", "penalty", "none", "fp32"):
-        assert piece in line
-    assert "\n" not in line
+def test_a_run_without_a_finished_cell_has_a_table_without_rows() -> None:
+    table = comparison(nothing(), FACTS)
+    assert table.rows == ()
+    assert table.columns[0] == "Method"
+    assert "Left atrium" in to_markdown(table)
