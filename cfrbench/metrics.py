@@ -172,7 +172,8 @@ def _distances(surface: Mask, other: Mask, spacing: Spacing) -> NDArray[np.float
 
 def _points(mask: Mask, spacing: Spacing) -> NDArray[np.float64]:
     """Coordinates ``(N, 3)`` of the voxels of ``mask``; four times as fast as `np.argwhere`."""
-    return np.stack(np.unravel_index(np.flatnonzero(mask), mask.shape), axis=1) * np.asarray(spacing)
+    indices = np.unravel_index(np.flatnonzero(mask), mask.shape)
+    return np.stack([index * length for index, length in zip(indices, spacing, strict=True)], axis=1, dtype=np.float64)
 
 
 def _empty_scores(
