@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MANIFEST, LOG = "manifest.json", "log.jsonl"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_KEY = re.compile(r"[A-Za-z0-9_]+")
 _REMEDY = "It is set aside in the store's folder 'damaged'; give the same command again to compute it anew."
 
 
@@ -36,6 +37,13 @@ def component(name: str) -> str:
         raise UsageError(f"'{name}' cannot name something in a store. Use letters, digits, '-', '_', '+' and '.', "
                          "beginning with a letter or a digit.")  # fmt: skip
     return name
+
+
+def checked_key(key: str) -> str:
+    """Return ``key`` if it looks like a hash: letters, digits and '_', so that STAGE-KEY can be taken apart again."""
+    if not _KEY.fullmatch(key):
+        raise UsageError(f"'{key}' cannot be the key of a stage. A key is a hash: letters and digits.")
+    return key
 
 
 # ---------------------------------------------------------------------------------------------------------------------

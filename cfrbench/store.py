@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from cfrbench.artifact import Artifact, Damaged, Draft, component, open_artifact
+from cfrbench.artifact import Artifact, Damaged, Draft, checked_key, component, open_artifact
 from cfrbench.config import digest
 from cfrbench.errors import StoreError, UsageError
 from cfrbench.files import DISK_ERRORS, plain, read_json, storage_errors, sync, write_json
@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 
 def scratch_folder(stage: str, key: str) -> PurePosixPath:
     """Where, inside a store, an unfinished stage keeps its log and checkpoints."""
-    return PurePosixPath("partial", f"{component(stage)}-{component(key)}")
+    return PurePosixPath("partial", f"{component(stage)}-{checked_key(key)}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Store:
         """Where the finished stage lies or will lie."""
         if stage in SERVICE_FOLDERS:
             raise UsageError(f"'{stage}' is a folder of the store itself. Name the stage differently.")
-        return self.root / component(stage) / component(key)
+        return self.root / component(stage) / checked_key(key)
 
     # -- finished stages ----------------------------------------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class Store:
 
     def _file_lock(self, key: str) -> Any:
         # One object per path and process is what makes nested use re-entrant.
-        return FileLock(self.root / "locks" / f"{component(key)}.lock", is_singleton=True)
+        return FileLock(self.root / "locks" / f"{checked_key(key)}.lock", is_singleton=True)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
