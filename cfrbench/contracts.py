@@ -1,4 +1,4 @@
-"""The abstract class of each plug-in kind, and the values they exchange. `cfrbench.testing` checks the laws stated here.
+"""The abstract class of each plug-in kind, and the values they exchange. `cfrbench.testing` checks their laws.
 
 Shapes: B batch, C classes (background first), ``(H, W, D)`` a crop or volume with slices last, S side of a canvas.
 """
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from cfrbench.config import Frozen, Triple
@@ -104,7 +103,7 @@ class Promptable(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map ``(B, 3, S, S)`` normalised images to low-resolution logits ``(B, C, s, s)``, one mask a class."""
         embedding = self.image_encoder(images)
-        # No prompt: an empty sparse embedding and the learned "no mask" dense one (ShumengLI/CFR code/segment_anything).
+        # No prompt: an empty sparse embedding and the learned "no mask" dense one, as ShumengLI/CFR does.
         sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=None)
         logits, _ = self.mask_decoder(
             image_embeddings=embedding,
@@ -276,6 +275,7 @@ class DataSource(_Configured):
     class_names: ClassVar[tuple[str, ...]]  # background first
     budgets: ClassVar[Mapping[str, int]] = {}  # "scarce", "moderate" -> labelled cases
     synthetic: ClassVar[bool] = False  # True: every table says "phantom"
+    axcodes: ClassVar[str] = "RAS"  # orientation of its arrays; scans to predict are turned to it and back
 
     def __init__(self, config: Any = None, root: Path | None = None) -> None:
         super().__init__(config)
@@ -309,19 +309,3 @@ class Executor(_Configured):
     @abstractmethod
     def run(self, tasks: Sequence[StageTask], work: Callable[[StageTask], None]) -> dict[str, CfrbenchError]:
         """Run every task, skipping those whose needs failed; return failures by key. ``work`` can be pickled."""
-
-
-def options(plugin: Any, values: Mapping[str, Any], kind: str) -> Any:
-    """The plug-in class's frozen Config made from option ``values``; ConfigError names ``kind.name``."""
-    from cfrbench.config import validate
-
-    return validate(plugin.Config, values, f"the options of {kind}.{plugin.name}")
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` becomes CUDA, then MPS, then CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

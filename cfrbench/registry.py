@@ -16,6 +16,7 @@ from typing import Any
 import pluggy
 
 from cfrbench import hookspecs
+from cfrbench.config import Frozen
 from cfrbench.errors import PluginError, suggest
 
 GROUP = "cfrbench"
@@ -65,7 +66,9 @@ def discover() -> tuple[Plugin, ...]:
     for entry in metadata.entry_points(group=GROUP):
         kind, _, name = entry.name.partition(".")
         dist = entry.dist
-        found.add(Plugin(kind, name, dist.name if dist else "?", dist.version if dist else "?", entry.value))
+        # A damaged installation has no name or version in its metadata; it must not keep the others from being listed.
+        said = dist.metadata if dist else {}
+        found.add(Plugin(kind, name, said.get("Name", "?"), said.get("Version", "?"), entry.module))
     return tuple(sorted(found, key=lambda p: (p.kind, p.name, p.distribution)))
 
 
@@ -96,8 +99,7 @@ def load(kind: str, name: str) -> type[Any]:
     plugin = find(kind, name)
     module = _import(plugin)
     hook, contract, words = KINDS[kind]
-    manager = _manager(plugin, module)
-    classes = [cls for answer in getattr(manager.hook, hook)() for cls in answer]
+    classes = _offered(plugin, _manager(plugin, module), hook)
     matches = [cls for cls in classes if getattr(cls, "name", None) == plugin.name]
     if len(matches) != 1:
         offered = ", ".join(str(getattr(c, "name", c)) for c in classes) or "nothing"
@@ -162,7 +164,7 @@ def _import(plugin: Plugin) -> ModuleType:
 
     try:
         return importlib.import_module(plugin.module)
-    except Exception as error:  # whatever a guest raises on import must be reported, not spread
+    except (Exception, SystemExit) as error:  # whatever a guest raises on import must be reported, not spread
         raise PluginError(
             f"The plug-in '{plugin.kind}.{plugin.name}' of {plugin.distribution} {plugin.version} cannot be imported "
             f"({plugin.module}: {type(error).__name__}: {error}). Repair or uninstall {plugin.distribution}."
@@ -182,16 +184,28 @@ def _manager(plugin: Plugin, module: ModuleType) -> pluggy.PluginManager:
     return manager
 
 
+def _offered(plugin: Plugin, manager: pluggy.PluginManager, hook: str) -> list[Any]:
+    """What the module returns from the hook of its kind; a guest's mistakes in it are its own."""
+    try:
+        return [cls for answer in getattr(manager.hook, hook)() for cls in answer]
+    except Exception as error:
+        raise PluginError(
+            f"The hook '{hook}' of the plug-in '{plugin.kind}.{plugin.name}' of {plugin.distribution} ({plugin.module}) "
+            f"fails: {type(error).__name__}: {error}. It must return a list of classes. Repair or uninstall "
+            f"{plugin.distribution}."
+        ) from error
+
+
 def _check_contract(plugin: Plugin, cls: type[Any], contract: str) -> None:
     from cfrbench import contracts  # imports torch, which listing names must not
 
     base = getattr(contracts, contract)
-    where = f"'{plugin.kind}.{plugin.name}' of {plugin.distribution} ({cls.__module__}.{cls.__qualname__})"
+    where = f"'{plugin.kind}.{plugin.name}' of {plugin.distribution} ({plugin.module})"
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise PluginError(f"{where} is not a subclass of cfrbench.contracts.{contract}. Derive it from that class.")
     missing = sorted(getattr(cls, "__abstractmethods__", ()))
     if missing:
         raise PluginError(f"{where} lacks {', '.join(missing)}. Implement what the contract {contract} asks for.")
     config = getattr(cls, "Config", None)
-    if config is not None and not config.model_config.get("frozen"):
+    if not (isinstance(config, type) and issubclass(config, Frozen) and config.model_config.get("frozen")):
         raise PluginError(f"{where} has a Config that is not frozen. Derive it from cfrbench.config.Frozen.")

@@ -1,0 +1,63 @@
+"""`cfrbench explain`, `doctor` and `clean`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from cfrbench.cli import app
+from cfrbench.cli.common import DEFAULT_STORE, JsonOption, StoreOption
+
+
+@app.command(epilog="Example:  cfrbench explain latest --ssl mt --labels 1 --variant cfr")
+def explain(
+    run: Annotated[str, typer.Argument(help="A run's name, a prefix of it, latest, or a TOML file.")] = "latest",
+    ssl: Annotated[str | None, typer.Option(help="Only this method.")] = None,
+    labels: Annotated[int | None, typer.Option(help="Only this budget.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
+    variant: Annotated[str | None, typer.Option(help="baseline, cfr or pseudo-label.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Say for each stage of a cell whether it would be reused, and if not, what differs from the nearest one."""
+    from cfrbench import explanation, sweep
+
+    wanted = {"ssl": ssl, "labels": labels, "seed": seed, "variant": variant}
+    config = sweep.read_config(run, store)
+    for line in explanation.explain(config, store, {k: v for k, v in wanted.items() if v is not None}):
+        typer.echo(line)
+
+
+@app.command(epilog="Example:  cfrbench doctor")
+def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Check this machine: packages, devices, precision, memory, store, weights."""
+    from cfrbench.diagnosis import findings
+
+    found = findings(store)
+    if as_json:
+        typer.echo(json.dumps([{"what": f.what, "ok": f.ok, "detail": f.detail} for f in found]))
+    else:
+        for f in found:
+            typer.secho(f"{'ok  ' if f.ok else 'LOOK'}  {f.what}: {f.detail}", fg=None if f.ok else "yellow")
+    if not all(f.ok for f in found):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example:  cfrbench clean --yes")
+def clean(
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it only say what would be removed.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Remove what no run refers to: unreferenced and damaged artifacts, remains of stages that will not go on."""
+    from cfrbench import cleaning, sweep
+    from cfrbench.store import Store
+
+    home = Store(store)
+    found = cleaning.unused(home, sweep.referenced(home))
+    for item in found:
+        typer.echo(f"{item.path}: {item.reason}, {item.bytes / 2**20:.1f} MiB")
+    if yes:
+        typer.echo(f"removed {cleaning.remove(home, found) / 2**20:.1f} MiB")
+    else:
+        typer.echo(f"{len(found)} folders could go.{' Add --yes to remove them.' if found else ''}")

@@ -1,0 +1,56 @@
+"""`cfrbench report` and `cfrbench runs`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cfrbench.cli import app
+from cfrbench.cli.common import DEFAULT_STORE, JsonOption, StoreOption
+
+
+@app.command(epilog="Example:  cfrbench report latest --format markdown -o table.md")
+def report(
+    run: Annotated[str, typer.Argument(help="A run's name, a prefix of it, or latest.")] = "latest",
+    format_: Annotated[Literal["rich", "markdown", "csv"], typer.Option("--format", help="How to write it.")] = "rich",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of the terminal.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Print the table of a run again, from stored scores."""
+    from cfrbench import sweep
+    from cfrbench.files import write_atomic
+    from cfrbench.report import tables
+
+    result = sweep.recall(run, store)
+    model = tables.comparison(result.cases, result.facts)
+    if format_ == "rich" and output is None:
+        Console().print(tables.to_rich(model))
+        return
+    text = tables.to_csv(model) if format_ == "csv" else tables.to_markdown(model)
+    if output is None:
+        typer.echo(text)
+    else:
+        write_atomic(output, text.encode())
+
+
+@app.command(epilog="Example:  cfrbench runs")
+def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List the runs of a store, newest last."""
+    from cfrbench.store import Store
+
+    found = Store(store).runs()
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    table = Table("run", "data", "methods", "labels", "seeds", "preset", "failed", box=None)
+    for record in found:
+        config = record["config"]
+        cells = [config["dataset"], config["ssl"], config["labels"], config["seeds"], config["preset"]]
+        words = [",".join(map(str, c)) if isinstance(c, list) else str(c) for c in cells]
+        table.add_row(record["name"], *words, str(len(record["failures"])))
+    Console().print(table)

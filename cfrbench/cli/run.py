@@ -1,0 +1,91 @@
+"""`cfrbench run`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cfrbench.cli import app
+from cfrbench.cli.common import DEFAULT_STORE, StoreOption, parse_labels, parse_names, parse_seeds, parse_set
+from cfrbench.config import PresetName, RunConfig, validate
+
+EXAMPLES = """
+Examples:
+
+    cfrbench run --ssl mt,acmt --labels 1,2,4,16
+
+    cfrbench run --dataset la --data-root DIR --ssl mt --labels 1 --seeds 3
+
+    cfrbench run --ssl mt --labels 1 --set training.steps=1800 --dry-run
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def run(
+    ssl: Annotated[str | None, typer.Option(help="SSL methods, comma-separated.  [default: mt]")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Labelled cases: numbers, or scarce, moderate.  [default: 1]")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set.  [default: phantom]")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    concat: Annotated[str | None, typer.Option(help="Concatenation strategy.  [default: grid]")] = None,
+    tune: Annotated[str | None, typer.Option(help="Fine-tuner.  [default: lora]")] = None,
+    model: Annotated[str | None, typer.Option(help="Foundation model.  [default: the preset's]")] = None,
+    net: Annotated[str | None, typer.Option(help="Segmenter.  [default: vnet]")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds: 0 .. N-1.  [default: 1]")] = None,
+    seed_list: Annotated[str | None, typer.Option(help="These seeds, comma-separated.")] = None,
+    preset: Annotated[PresetName | None, typer.Option(help="smoke, quick or paper.  [default: quick]")] = None,
+    config: Annotated[str | None, typer.Option(help="A TOML file or a RUN to start from; options win.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.steps=1800.")] = None,
+    store: StoreOption = DEFAULT_STORE,
+    pseudo: Annotated[str | None, typer.Option(help="volume (once, the default) or online (each crop).")] = None,
+    guidance_weight: Annotated[float | None, typer.Option(help="Weight of the CFR term.  [default: 1]")] = None,
+    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="Only CFR rows.")] = False,
+    no_bounds: Annotated[bool, typer.Option("--no-bounds", help="No supervised bounds.")] = False,
+    scoring: Annotated[str | None, typer.Option(help="native, or medpy (extra `medpy`).")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; part of what makes numbers equal.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 1,
+    executor: Annotated[str, typer.Option(help="Where stages run.")] = "local",
+    log: Annotated[str | None, typer.Option(help="More observers, comma-separated, e.g. tensorboard.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Train every method with and without CFR guidance at every budget, and print the table of gains."""
+    from cfrbench import sweep
+    from cfrbench.cli import progress
+
+    settings = {
+        "pseudo.mode": pseudo, "training.guidance_weight": guidance_weight, "scoring.backend": scoring,
+        "compute.device": device, "compute.threads": threads, "compute.precision": precision,
+    }  # fmt: skip
+    asked: dict[str, Any] = {
+        "ssl": parse_names(ssl), "labels": parse_labels(labels), "dataset": dataset, "concat": concat, "tune": tune,
+        "model": model, "net": net, "preset": preset, "seeds": parse_seeds(seeds, seed_list),
+        "data_root": data_root.expanduser().absolute() if data_root else None,
+        "baseline": False if no_baseline else None, "bounds": False if no_bounds else None,
+    }  # fmt: skip
+    start = sweep.read_config(config, store) if config else RunConfig()
+    values = start.model_dump() | {k: v for k, v in asked.items() if v is not None}
+    values["set"] = {**start.set, **parse_set(set_), **{k: v for k, v in settings.items() if v is not None}}
+    request = validate(RunConfig, values, "the command line")
+    planned = sweep.plan(request, store)
+    if dry_run:
+        progress.show_plan(planned, as_json)
+        return
+    if not as_json:
+        progress.header(planned)
+    with progress.watch(quiet=as_json) as observer:
+        result = sweep.execute(
+            planned, executor=executor, jobs=jobs, observer=observer, observers=parse_names(log) or ()
+        )
+    if as_json:
+        typer.echo(json.dumps(result.as_json(), allow_nan=False))
+    else:
+        progress.show_result(result)
+    if result.failures:
+        raise typer.Exit(1)

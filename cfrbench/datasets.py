@@ -1,0 +1,194 @@
+"""What data sources share: list files, pairs in HDF5, and the search for damage, duplicates and leakage.
+
+A list file names one case a line; the first N cases of the training list are the labelled ones of budget N.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cfrbench.contracts import DataSource
+from cfrbench.errors import DataError
+from cfrbench.volume import Split, Volume
+
+#: endings that the list files of the field carry (MagicNet writes ``case0031.npy.h5``)
+_ENDINGS = re.compile(r"(\.npy|\.h5|\.hdf5|\.nii|\.gz)+$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that `check_source` has to say; errors make scores wrong or impossible, notes do not."""
+
+    level: Literal["error", "note"]
+    message: str
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# lists
+
+
+def read_list(path: Path) -> tuple[str, ...]:
+    """Read the case ids of a list file in order, without endings, commas and blank lines; DataError names the file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"The list {path} cannot be read: {error}. Give a text file with one case id a line."
+        ) from error
+    cases = tuple(_case_id(path, part) for line in text.splitlines() for part in line.split(",") if part.strip())
+    if not cases:
+        raise DataError(f"The list {path} names no case. Write one case id a line, or remove the file.")
+    twice = sorted({case for case in cases if cases.count(case) > 1})
+    if twice:
+        raise DataError(f"The list {path} names {', '.join(twice)} more than once. Remove the repetition.")
+    return cases
+
+
+def _case_id(path: Path, text: str) -> str:
+    case = _ENDINGS.sub("", text.strip())
+    # An id becomes part of a path: nothing in it may lead out of the data folder.
+    if not case or case in (".", "..") or re.search(r"[/\\:]", case) or not case.isprintable():
+        raise DataError(f"The list {path} holds {text.strip()!r}, which is not a case id. Write plain names, one a "
+                        "line, without folders.")  # fmt: skip
+    return case
+
+
+def present_split(train: Sequence[str], test: Sequence[str], present: Callable[[str], bool]) -> Split:
+    """Keep the cases that have files, in list order; ``note`` counts them in a partial set. DataError if none."""
+    Split(tuple(train), tuple(test))  # the lists as written must be sound, whatever is on the disk
+    here = [tuple(case for case in cases if present(case)) for cases in (train, test)]
+    for role, found, named in (("training", here[0], train), ("test", here[1], test)):
+        if not found:
+            raise DataError(f"None of the {len(named)} {role} cases ({named[0]} ...) has a file here. Check the "
+                            "folder, or put a list of the cases you have beside the data.")  # fmt: skip
+    if len(here[0]) == len(train) and len(here[1]) == len(test):
+        return Split(here[0], here[1])
+    note = f"{len(here[0])} of {len(train)} training and {len(here[1])} of {len(test)} test cases present"
+    return Split(here[0], here[1], note=note)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# files
+
+
+def read_h5_pair(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read the members ``image`` and ``label`` of an HDF5 file, as stored; DataError if one is missing or damaged."""
+    try:
+        with h5py.File(path, "r") as file:
+            image, label = (_member(path, file, name) for name in ("image", "label"))
+    except (OSError, RuntimeError) as error:  # h5py raises either, by where the damage lies
+        raise DataError(f"{path} is no readable HDF5 file ({error}). It is missing, cut short or damaged: copy it "
+                        "again from where you got it.") from error  # fmt: skip
+    return torch.from_numpy(image), torch.from_numpy(label)
+
+
+def _member(path: Path, file: h5py.File, name: str) -> NDArray[Any]:
+    if not isinstance(file.get(name), h5py.Dataset):
+        raise DataError(f"{path} has no array '{name}'; it holds {', '.join(sorted(file)) or 'nothing'}. "
+                        "A case needs the members 'image' and 'label'.")  # fmt: skip
+    array = np.asarray(file[name][()])
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{path}: the member '{name}' has type {array.dtype}, which is not a number. Store image and "
+                        "label as numbers.")  # fmt: skip
+    # torch knows neither unsigned integers above 8 bits nor foreign byte order: pass those on as 64-bit numbers.
+    plain = array.dtype.isnative and array.dtype.name not in ("uint16", "uint32", "uint64", "float128", "longdouble")
+    return array if plain else array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes; DataError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}. Restore the file or take the case off the list.") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# duplicates and the whole check
+
+
+def find_duplicates(fingerprint: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Groups of case ids that share one fingerprint, each sorted; empty if every case is its own."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for case, value in fingerprint.items():
+        groups[value].append(case)
+    return sorted(tuple(sorted(cases)) for cases in groups.values() if len(cases) > 1)
+
+
+def refuse_duplicates(fingerprint: Mapping[str, str]) -> None:
+    """Raise a DataError that names the cases which are one volume under several names; called before a run."""
+    groups = find_duplicates(fingerprint)
+    if groups:
+        pairs = "; ".join(" = ".join(group) for group in groups)
+        raise DataError(f"The same volume stands under several names: {pairs}. A copy counts twice in training, and "
+                        "across the lists it leaks test data: keep one name of each.")  # fmt: skip
+
+
+def check_source(source: DataSource) -> list[Finding]:
+    """Look at every case: lists, files, shapes, labels, duplicates, leakage. Collects findings, raises nothing of them.
+
+    An empty result means that a run on this source will not be stopped or spoilt by its data.
+    """
+    try:
+        split = source.split()
+        fingerprint = source.fingerprint()
+    except DataError as error:
+        return [Finding("error", str(error))]
+    findings = [Finding("note", f"Partial set: {split.note}.")] if split.note else []
+    images: dict[str, str] = {}
+    seen: set[int] = set()
+    for case in (*split.train, *split.val, *split.test):
+        try:
+            volume = source.load(case)
+        except DataError as error:
+            findings.append(Finding("error", str(error)))
+            continue
+        # A volume that was saved again has other bytes: the voxels tell.
+        images[case] = hashlib.sha256(volume.image.numpy().tobytes()).hexdigest()
+        findings += _label_findings(case, volume)
+        seen |= _classes(volume)
+    findings += _duplicate_findings(split, [*find_duplicates(fingerprint), *find_duplicates(images)])
+    return findings + _absent_classes(source, seen)
+
+
+def _label_findings(case: str, volume: Volume) -> list[Finding]:
+    if volume.label is None:
+        return [Finding("note", f"{case} has no label: it can only serve as an unlabelled training case.")]
+    if not bool(volume.label.any()):
+        return [Finding("note", f"{case}: the label is background everywhere. Check that it belongs to the image.")]
+    return []
+
+
+def _classes(volume: Volume) -> set[int]:
+    return set() if volume.label is None else set(torch.unique(volume.label).tolist())
+
+
+def _duplicate_findings(split: Split, groups: Sequence[tuple[str, ...]]) -> list[Finding]:
+    findings = []
+    for group in sorted(set(groups)):
+        roles = [name for name in ("train", "val", "test") if set(group) & set(getattr(split, name))]
+        leak = f" They stand in the lists {' and '.join(roles)}, so test scores would be on seen data." * (
+            len(roles) > 1
+        )
+        message = f"{' = '.join(group)}: one volume under several names.{leak} Keep one of them."
+        findings.append(Finding("error", message))
+    return findings
+
+
+def _absent_classes(source: DataSource, seen: set[int]) -> list[Finding]:
+    absent = [name for number, name in enumerate(source.class_names) if number not in seen]
+    if not seen or not absent:
+        return []
+    return [Finding("note", f"No case has a voxel of {', '.join(absent)}: that class cannot be learnt or scored.")]

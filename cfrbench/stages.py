@@ -1,0 +1,291 @@
+"""Runs one stage from its recipe: locks its key, reads what it stands on, does the work, completes the artifact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cfrbench import pipeline, registry
+from cfrbench.artifact import Draft
+from cfrbench.checkpoint import Checkpointer, graceful_stop
+from cfrbench.compute import start
+from cfrbench.config import Settings, canonical
+from cfrbench.contracts import SSLMethod, StageTask
+from cfrbench.errors import StoreError
+from cfrbench.formats import read_labels, read_tensors, write_labels, write_table, write_tensors
+from cfrbench.pipeline import Bench
+from cfrbench.recipes import Recipe, check_fit
+from cfrbench.store import Store
+from cfrbench.tuning import Labeller
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS, WORKING, STORED, SCORES = "weights.safetensors", "working.npz", "labels.npz", "scores.parquet"
+
+#: observers of this process: the command line registers its progress display here
+WATCHERS = registry.observers()
+
+# Benches hold decoded volumes; one process keeps them for all its stages.
+_BENCHES: dict[str, Bench] = {}
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """Runs any stage of a store; can be pickled and sent to another process."""
+
+    store: Path
+    data_root: Path | None
+    checkpoint_seconds: float = 20.0
+    observers: tuple[str, ...] = field(default=())
+
+    def __call__(self, task: StageTask) -> None:
+        """Make sure the artifact of ``task`` exists; a second process waits for the first instead of working."""
+        store = Store(self.store)
+        for name in self.observers:
+            module = registry.load_observer(name)
+            if not WATCHERS.is_registered(module):
+                WATCHERS.register(module)
+        began = time.monotonic()
+        artifact = store.ensure(task, lambda draft: self._work(store, task, draft))
+        WATCHERS.hook.stage_finished(
+            task=task, seconds=time.monotonic() - began, values=artifact.manifest["summary"]
+        )  # fmt: skip
+
+    def _work(self, store: Store, task: StageTask, draft: Draft) -> None:
+        draft.log.write("stage_started", stage=task.stage, title=task.title)
+        draft.summary.update(STAGES[task.stage](Run(self, store, task, draft)))
+        draft.log.write("stage_finished")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stage in progress."""
+
+    work: StageWork
+    store: Store
+    task: StageTask
+    draft: Draft
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """What the stage is made of."""
+        return self.task.recipe
+
+    def started(self, total: int) -> None:
+        """Tell observers how many steps or cases to expect."""
+        WATCHERS.hook.stage_started(task=self.task, folder=str(self.draft.folder), total_steps=total)
+
+    def on_step(self, step: int, values: Mapping[str, float]) -> None:
+        """Log a step and tell observers."""
+        self.draft.log.write("step", step=step, **values)
+        WATCHERS.hook.step_done(task=self.task, step=step, values=values)
+
+    def checkpoints(self) -> Checkpointer:
+        """Checkpoints in the persistent folder of this key."""
+        return Checkpointer(self.draft.folder, self.work.checkpoint_seconds, self.draft.log)
+
+    def upstream(self, link: Mapping[str, str]) -> Upstream:
+        """The artifact a recipe's ``{"stage", "key"}`` points to; StoreError if it has gone."""
+        artifact = self.store.find(link["stage"], link["key"])
+        if artifact is None:
+            raise StoreError(f"The {link['stage']} artifact {link['key'][:12]} that '{self.task.title}' needs is "
+                             f"not in {self.work.store} or is damaged. Run the command again: it is made anew.")  # fmt: skip
+        return Upstream(artifact.manifest["recipe"], artifact.path)
+
+    def bench(self, *recipes: Mapping[str, Any]) -> Bench:
+        """Data and settings of this stage laid over those it stands on."""
+        merged: dict[str, Any] = {}
+        for recipe in (*recipes, self.recipe):
+            for name, section in recipe.get("settings", {}).items():
+                merged[name] = merged.get(name, {}) | section
+        settings = Settings.model_validate(merged)
+        data = self.recipe["data"]
+        bench_key = canonical([data, merged, str(self.work.data_root)])
+        if bench_key not in _BENCHES:
+            source = make("data", data, self.work.data_root)
+            bench = Bench.of(source, settings)
+            for other in _BENCHES.values():  # the same volumes on the same grid are decoded once
+                if other.settings.grid == settings.grid and type(other.source) is type(source) \
+                        and other.source.config == source.config and other.source.root == source.root:  # fmt: skip
+                    bench.library.share(other.library)
+            _BENCHES[bench_key] = bench
+        bench = _BENCHES[bench_key]
+        start(bench.settings.compute)
+        return bench
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A finished stage: its recipe and its files."""
+
+    recipe: Mapping[str, Any]
+    path: Callable[[str], Path]
+
+
+def make(kind: str, plugin: Mapping[str, Any], *arguments: Any) -> Any:
+    """An instance of a plug-in from its recipe entry."""
+    cls = registry.load(kind, plugin["name"])
+    return cls(cls.Config.model_validate(plugin["options"]), *arguments)
+
+
+def ids(cases: list[list[str]]) -> list[str]:
+    """Case ids of ``[[id, fingerprint], ...]``."""
+    return [case for case, _ in cases]
+
+
+def run_tune(run: Run) -> Mapping[str, Any]:
+    """Fine-tune; keep what the fine-tuner exports."""
+    recipe, bench = run.recipe, run.bench()
+    tuner, foundation = make("tune", recipe["tune"]), make("model", recipe["model"])
+    check_fit(tuner, foundation)
+    run.started(bench.settings.tuning.steps)
+    labeller = pipeline.fine_tune(
+        bench, ids(recipe["labelled"]), make("concat", recipe["concat"]), foundation, tuner, recipe["seed"],
+        checkpoints=run.checkpoints(), on_step=run.on_step,
+    )  # fmt: skip
+    tensors = tuner.export(labeller.network.model)
+    write_tensors(run.draft.path(WEIGHTS), tensors, {"recipe": recipe})
+    return {"trained_parameters": sum(t.numel() for t in tensors.values())}
+
+
+def tuned_labeller(run: Run, link: Mapping[str, str]) -> tuple[Labeller, Bench]:
+    """The fine-tuned foundation model of a finished tune stage, merged and in evaluation mode."""
+    upstream = run.upstream(link)
+    recipe = upstream.recipe
+    bench = run.bench(recipe)
+    tuner = make("tune", recipe["tune"])
+    labeller, _ = pipeline.adapted(
+        bench, make("concat", recipe["concat"]), make("model", recipe["model"]), tuner, recipe["seed"]
+    )
+    model = labeller.network.model
+    tuner.restore(model, read_tensors(upstream.path(WEIGHTS)))
+    tuner.merge(model)
+    labeller.network.eval()
+    return labeller, bench
+
+
+def run_pseudo(run: Run) -> Mapping[str, Any]:
+    """Label the unlabelled volumes, one file each so that a kill loses at most one case."""
+    labeller, bench = tuned_labeller(run, run.recipe["from"])
+    cases = ids(run.recipe["unlabelled"])
+    run.started(len(cases))
+
+    def label(case: str) -> dict[str, Any]:
+        found = pipeline.pseudo_label(bench, labeller, [case])
+        return {"working": found.working[case], "stored": found.stored[case]}
+
+    found = _case_by_case(run, cases, label)
+    write_labels(run.draft.path(WORKING), {case: masks["working"] for case, masks in found.items()})
+    write_labels(run.draft.path(STORED), {case: masks["stored"] for case, masks in found.items()})
+    return {"cases": len(cases)}
+
+
+def _case_by_case(run: Run, cases: list[str], work: Callable[[str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found = {}
+    with graceful_stop() as stop:
+        for number, case in enumerate(cases):
+            file = run.draft.folder / f"case-{number:05d}.npz"
+            if file.exists():
+                found[case] = read_labels(file)
+            else:
+                found[case] = work(case)
+                temporary = file.with_suffix(".tmp")
+                write_labels(temporary, found[case])
+                temporary.replace(file)  # a killed attempt leaves whole files or none
+            run.on_step(number + 1, {})
+            if stop.requested:
+                raise stop.interrupted(f"after case {number + 1} of {len(cases)}")
+    return found
+
+
+def run_train(run: Run) -> Mapping[str, Any]:
+    """Train one method; keep the network that is tested."""
+    recipe, bench = run.recipe, run.bench()
+    pseudo: Any = None
+    if "guidance" in recipe:
+        guidance = recipe["guidance"]
+        section = bench.settings.training.model_copy(
+            update={k: guidance[k] for k in ("guidance_weight", "guidance_schedule")}
+        )
+        bench = Bench(bench.source, bench.settings.model_copy(update={"training": section}), bench.compute,
+                      bench.library)  # fmt: skip
+        pseudo = _guide(run, guidance)
+    run.started(bench.settings.training.steps)
+    method = pipeline.retrain(
+        bench, lambda: new_method(recipe, bench), ids(recipe["labelled"]), ids(recipe["unlabelled"]), pseudo,
+        recipe["seed"], checkpoints=run.checkpoints(), on_step=run.on_step,
+    )  # fmt: skip
+    network = method.predictor()
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    write_tensors(run.draft.path(WEIGHTS), state, {"recipe": recipe})
+    return {"parameters": sum(p.numel() for p in network.parameters())}
+
+
+def _guide(run: Run, guidance: Mapping[str, Any]) -> Any:
+    if guidance["stage"] == "tune":
+        return tuned_labeller(run, guidance)[0]
+    return read_labels(run.upstream(guidance).path(WORKING))
+
+
+def new_method(recipe: Mapping[str, Any], bench: Bench) -> SSLMethod:
+    """The SSL method of a train recipe, freshly initialised."""
+    from cfrbench.errors import ConfigError
+
+    segmenter = make("net", recipe["net"])
+    patch = bench.settings.training.patch
+    if any(side % segmenter.divisor for side in patch):
+        raise ConfigError(f"The training patch {patch} has sides that are not multiples of {segmenter.divisor}, which "
+                          f"'{segmenter.name}' needs. Set training.patch accordingly.")  # fmt: skip
+    cls = registry.load("ssl", recipe["ssl"]["name"])
+    config = cls.Config.model_validate(recipe["ssl"]["options"])
+    classes = bench.source.num_classes
+    method: SSLMethod = cls(lambda: segmenter.build(1, classes), classes, config)
+    return method
+
+
+def trained_network(recipe: Mapping[str, Any], weights: Path, bench: Bench) -> nn.Module:
+    """The tested network of a finished train stage."""
+    network = new_method(recipe, bench).predictor()
+    network.load_state_dict(read_tensors(weights))
+    return bench.compute.place(network)
+
+
+def run_predict(run: Run) -> Mapping[str, Any]:
+    """Predict whole test volumes."""
+    upstream = run.upstream(run.recipe["from"])
+    bench = run.bench(upstream.recipe)
+    network = trained_network(upstream.recipe, upstream.path(WEIGHTS), bench)
+    cases = ids(run.recipe["test"])
+    run.started(len(cases))
+    found = _case_by_case(run, cases, lambda case: pipeline.predict(bench, network, [case]))
+    write_labels(run.draft.path(STORED), {case: masks[case] for case, masks in found.items()})
+    return {"cases": len(cases)}
+
+
+def run_score(run: Run) -> Mapping[str, Any]:
+    """Score label maps against the stored truth; the only stage that opens the labels of unlabelled cases."""
+    import pandas as pd
+
+    masks = read_labels(run.upstream(run.recipe["from"]).path(STORED))
+    bench = run.bench()
+    run.started(len(masks))
+    rows: list[Recipe] = []
+    for number, (case, mask) in enumerate(masks.items()):
+        rows += pipeline.score(bench, {case: mask})
+        run.on_step(number + 1, {"dice": rows[-1]["dice"]})
+    frame = pd.DataFrame(rows)
+    write_table(run.draft.path(SCORES), frame)
+    return {"dice": float(frame["dice"].mean())}
+
+
+STAGES: dict[str, Callable[[Run], Mapping[str, Any]]] = {
+    "tune": run_tune,
+    "pseudo": run_pseudo,
+    "train": run_train,
+    "predict": run_predict,
+    "score": run_score,
+}

@@ -1,0 +1,338 @@
+"""Names to objects, matrix to plan, plan to execution: what `cfrbench run` and `cfrbench.run()` do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cfrbench import registry
+from cfrbench.config import PRESET_WORDS, RunConfig, Settings, digest, read_toml, validate
+from cfrbench.contracts import StageTask
+from cfrbench.errors import CfrbenchError, ConfigError
+from cfrbench.recipes import Cell, Study, check_fit, study_of
+from cfrbench.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUPERVISED = "supervised"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request needs: its cells in table order, the stages to run in order, how many are already there."""
+
+    study: Study
+    cells: tuple[Cell, ...]
+    scores: dict[Cell, StageTask]
+    todo: tuple[StageTask, ...]
+    reused: int
+    name: str
+    store: Path
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run. ``cases`` holds one row per case, class and metric; `table` is its summary."""
+
+    name: str
+    config: RunConfig
+    cases: pd.DataFrame
+    trained: int
+    reused: int
+    seconds: float
+    failures: dict[str, str]
+    facts: dict[str, Any]
+
+    def table(self) -> pd.DataFrame:
+        """One row per method, variant and budget: means over cases and seeds, spreads, counts of empty masks."""
+        from cfrbench.report import frames
+
+        return frames.summary(self.cases, self.config.ssl)
+
+    def as_json(self) -> dict[str, Any]:
+        """The object `--json` prints."""
+        from cfrbench.report import frames
+
+        return {
+            "rows": frames.json_rows(self.table(), self.facts["unit"]),
+            "stages": {"trained": self.trained, "reused": self.reused},
+            "seconds": round(self.seconds, 3),
+            "failures": self.failures,
+        }
+
+
+def run(
+    config: RunConfig | None = None, *, store: str | Path = "cfrbench-store", executor: str = "local", jobs: int = 1,
+    observer: object | None = None, **fields: Any,
+) -> Result:  # fmt: skip
+    """Run a request given as a RunConfig or as its fields: ``run(ssl=["mt"], labels=[1, 4], preset="smoke")``.
+
+    Raises CfrbenchError for wrong use; failed cells are in ``Result.failures`` and missing from the table.
+    """
+    start = (config or RunConfig()).model_dump()
+    request = validate(RunConfig, start | fields, "the arguments of cfrbench.run")
+    return execute(plan(request, Path(store)), executor=executor, jobs=jobs, observer=observer)
+
+
+def plan(config: RunConfig, store: Path) -> Plan:
+    """Work out cells and stages; the store says what is already done. Nothing is computed."""
+    study = study_of(config)
+    cells = tuple(_cells(study))
+    home = Store(store)
+    scores: dict[Cell, StageTask] = {}
+    todo: dict[str, StageTask] = {}
+    reused: set[str] = set()
+    for cell in cells:
+        chain = study.chain(cell)
+        scores[cell] = chain[-1]
+        _need(chain, home, todo, reused)
+    return Plan(study, cells, scores, _in_order(todo), len(reused), _run_name(config), store)
+
+
+def _need(chain: Sequence[StageTask], home: Store, todo: dict[str, StageTask], reused: set[str]) -> None:
+    """Add to ``todo`` what is missing for the last stage of ``chain``; a stage nobody misses is not looked for."""
+    by_key = {task.key: task for task in chain}
+    wanted = [chain[-1].key]
+    while wanted:
+        task = by_key[wanted.pop()]
+        if task.key in todo or task.key in reused:
+            continue
+        if home.find(task.stage, task.key):
+            reused.add(task.key)
+        else:
+            todo[task.key] = task
+            wanted += task.needs
+
+
+def _in_order(todo: dict[str, StageTask]) -> tuple[StageTask, ...]:
+    """Needs before what stands on them, otherwise as found."""
+    done: dict[str, StageTask] = {}
+
+    def visit(task: StageTask) -> None:
+        for key in task.needs:
+            if key in todo and key not in done:
+                visit(todo[key])
+        done.setdefault(task.key, task)
+
+    for task in todo.values():
+        visit(task)
+    return tuple(done.values())
+
+
+def _cells(study: Study) -> list[Cell]:
+    config, total = study.config, len(study.split.train)
+    budgets = [_budget(study, label) for label in config.labels]
+    methods = [registry.load("ssl", name) for name in dict.fromkeys(config.ssl)]
+    guided = [m for m in methods if m.uses_unlabelled]
+    cells: list[Cell] = []
+    for seed in dict.fromkeys(config.seeds):
+        bounds = dict.fromkeys([*budgets, total]) if config.bounds or SUPERVISED in config.ssl else {}
+        cells += [_cell(SUPERVISED, "baseline", n, total, seed) for n in bounds]
+        for labels in dict.fromkeys(budgets):
+            if guided and labels == total:
+                raise ConfigError(f"With {labels} of {total} training cases labelled, nothing is left unlabelled for "
+                                  f"{', '.join(m.name for m in guided)}. Ask for fewer labels.")  # fmt: skip
+            for method in guided:
+                variants = ("baseline", "cfr") if config.baseline else ("cfr",)
+                cells += [_cell(method.name, variant, labels, total, seed) for variant in variants]
+            if guided:
+                cells.append(_pseudo_cell(study, labels, total, seed))
+    if guided:
+        _check_pair(study)
+    return cells
+
+
+def _check_pair(study: Study) -> None:
+    tuner = registry.load("tune", study.config.tune)()
+    model = registry.load("model", study.config.model_name)()
+    check_fit(tuner, model)
+
+
+def _cell(name: str, variant: str, labels: int, total: int, seed: int) -> Cell:
+    method = registry.load("ssl", name)
+    unlabelled = total - labels if method.uses_unlabelled else 0
+    return Cell(name, method.title, variant, labels, unlabelled, seed)
+
+
+def _pseudo_cell(study: Study, labels: int, total: int, seed: int) -> Cell:
+    model = registry.load("model", study.config.model_name)
+    return Cell("none", f"{model.title} + {study.config.tune}", "pseudo-label", labels, total - labels, seed)
+
+
+def _budget(study: Study, label: int | str) -> int:
+    """A number of labelled cases; ``scarce`` and ``moderate`` are the data set's own."""
+    if isinstance(label, int):
+        study.split.labelled(label)
+        return label
+    if label not in study.source.budgets:
+        known = ", ".join(study.source.budgets) or "none"
+        raise ConfigError(f"'{label}' is not a budget of {study.source.title}. Give a number, or one of: {known}.")
+    count = study.source.budgets[label]
+    study.split.labelled(count)
+    return count
+
+
+def _run_name(config: RunConfig) -> str:
+    methods = "-".join(config.ssl)[:40]
+    return f"{config.dataset}-{methods}-{digest(config)[:8]}".replace(":", ".").replace("/", ".")
+
+
+def execute(
+    planned: Plan,
+    *,
+    executor: str = "local",
+    jobs: int = 1,
+    observer: object | None = None,
+    observers: tuple[str, ...] = (),
+) -> Result:
+    """Run what is missing, write the run's record, gather the scores."""
+    from cfrbench import stages
+
+    began = time.monotonic()
+    if observer is not None:
+        stages.WATCHERS.register(observer)
+    try:
+        stages.WATCHERS.hook.run_planned(plan=planned.todo, reused=planned.reused)
+        failures = _run_stages(planned, executor, jobs, observers)
+        result = _gather(planned, failures, time.monotonic() - began)
+        stages.WATCHERS.hook.run_finished(name=planned.name, seconds=result.seconds)
+    finally:
+        if observer is not None:
+            stages.WATCHERS.unregister(observer)
+    return result
+
+
+def _run_stages(planned: Plan, executor: str, jobs: int, observers: tuple[str, ...]) -> dict[str, CfrbenchError]:
+    from cfrbench.stages import StageWork
+
+    if not planned.todo:
+        return {}
+    cls = registry.load("executor", executor)
+    options = planned.study.settings.options.get(f"executor.{cls.name}", {})
+    if jobs != 1:
+        options = options | {"jobs": jobs}
+    runner = cls(validate(cls.Config, options, f"the options of executor.{cls.name}"))
+    seconds = planned.study.settings.training.checkpoint_seconds
+    work: Callable[[StageTask], None] = StageWork(planned.store, planned.study.config.data_root, seconds, observers)
+    failures: dict[str, CfrbenchError] = runner.run(planned.todo, work)
+    return failures
+
+
+def _gather(planned: Plan, failures: dict[str, CfrbenchError], seconds: float) -> Result:
+    home, study = Store(planned.store), planned.study
+    words = {task.key: task.title for task in planned.todo}
+    config = study.config
+    record = {
+        "config": config.model_dump(mode="json"),
+        "names": {"dataset": config.dataset, "concat": config.concat, "model": config.model_name, "tune": config.tune,
+                  "net": config.net},
+        "cells": [asdict(cell) | {"score": task.key} for cell, task in planned.scores.items()],
+        "failures": {words[key]: str(error) for key, error in failures.items()},
+        "facts": facts(study),
+        "seconds": seconds,
+        "trained": len(planned.todo) - len(failures),
+        "reused": planned.reused,
+    }  # fmt: skip
+    home.write_run(planned.name, record)
+    return _result(planned.name, record, home)
+
+
+def _result(name: str, record: dict[str, Any], home: Store) -> Result:
+    config = validate(RunConfig, record["config"], f"the record of {name}")
+    return Result(name, config, gather_cases(record, home), record["trained"], record["reused"], record["seconds"],
+                  record["failures"], record["facts"])  # fmt: skip
+
+
+def gather_cases(record: dict[str, Any], home: Store) -> pd.DataFrame:
+    """The tidy frame of a record's finished cells (columns in `cfrbench.report.frames`)."""
+    import pandas as pd
+
+    from cfrbench.formats import read_table
+    from cfrbench.report import frames
+    from cfrbench.stages import SCORES
+
+    parts = []
+    for cell in record["cells"]:
+        artifact = home.find_verified("score", cell["score"])
+        if artifact is not None:
+            parts.append(frames.tidy(read_table(artifact.path(SCORES)), record["names"] | cell))
+    return pd.concat(parts, ignore_index=True) if parts else frames.nothing()
+
+
+def recall(reference: str, store: Path) -> Result:
+    """A finished run from its record and stored scores; neither data nor plug-ins are needed."""
+    home = Store(store)
+    record = home.run(reference)
+    return _result(record["name"], record, home)
+
+
+def facts(study: Study) -> dict[str, Any]:
+    """What a table must say about itself: data set, split, preset, protocol, notes of the weights."""
+    config, settings = study.config, study.settings
+    model = registry.load("model", config.model_name)
+    return {
+        "dataset": config.dataset,
+        "title": study.source.title,
+        "synthetic": study.source.synthetic,
+        "split": study.split.note,
+        "train_cases": len(study.split.train),
+        "test_cases": len(study.split.test),
+        "classes": list(study.source.class_names),
+        "preset": config.preset,
+        "preset_words": PRESET_WORDS[config.preset],
+        "model": config.model_name,
+        "model_title": model.title,
+        "model_note": model.note,
+        "tune": config.tune,
+        "unit": settings.scoring.unit,
+        "protocol": _protocol(settings),
+    }
+
+
+def _protocol(settings: Settings) -> str:
+    """What makes the numbers of a table comparable, in one line."""
+    training, scoring, inference = settings.training, settings.scoring, settings.inference
+    grid = "" if settings.grid.downsample == 1 else f" on a grid {settings.grid.downsample} times coarser"
+    parts = [
+        f"crops {'x'.join(map(str, training.patch))}{grid}",
+        f"{training.steps} steps, batch {training.labelled_batch}+{training.unlabelled_batch}",
+        "last checkpoint, student network",
+        f"fine-tuning {settings.tuning.steps} steps",
+        f"pseudo-labels per {'volume' if settings.pseudo.mode == 'volume' else 'crop (online)'}",
+        f"guidance weight {training.guidance_weight:g} ({training.guidance_schedule})",
+        f"window strides {inference.stride_xy}/{inference.stride_z}",
+        f"scored on the original grid, distances in {scoring.unit}",
+        f"empty masks: {scoring.empty}",
+        f"post-processing: {scoring.postprocess}",
+        settings.compute.precision,
+    ]
+    return "; ".join(parts)
+
+
+def read_config(reference: str, store: Path) -> RunConfig:
+    """A RunConfig from a TOML file, or from the record of a finished run."""
+    path = Path(reference)
+    if path.suffix == ".toml" or path.is_file():
+        return read_toml(path)
+    record = Store(store).run(reference)
+    return validate(RunConfig, record["config"], f"the record of {reference}")
+
+
+def referenced(home: Store) -> set[str]:
+    """Keys that the runs of a store stand on: their scores, and whatever those were made from."""
+    waiting = [("score", cell["score"]) for record in home.runs() for cell in record["cells"]]
+    keys: set[str] = set()
+    while waiting:
+        stage, key = waiting.pop()
+        if key in keys:
+            continue
+        keys.add(key)
+        artifact = home.find(stage, key)
+        recipe = artifact.manifest["recipe"] if artifact else {}
+        links = (recipe[name] for name in ("from", "guidance") if name in recipe)
+        waiting += [(link["stage"], link["key"]) for link in links]
+    return keys

@@ -1,0 +1,231 @@
+"""Checkpoints: where they lie, how they are fetched, checked and read.
+
+A digest is SHA-256 in hexadecimal; its first digits are enough where the whole is not known. Nothing here can run
+code that a checkpoint carries.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shlex
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cfrbench.errors import WeightsError
+from cfrbench.files import sha256_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BLOCK = 1 << 20  # bytes per read
+TIMEOUT_S = 30.0
+#: names under which training scripts wrap the tensors of a checkpoint
+WRAPPERS = ("model", "state_dict", "model_state_dict")
+#: width and depth of the image encoder -> the model
+VITS = {(768, 12): "SAM ViT-B", (1024, 24): "SAM ViT-L", (1280, 32): "SAM ViT-H"}
+#: shape of the first convolution of a TinyViT encoder -> the model
+TINY_VITS = {(32, 3, 1, 1): "LiteMedSAM", (32, 3, 3, 3): "MobileSAM"}
+
+
+def weights_folder() -> Path:
+    """Where checkpoints are looked for: ``CFRBENCH_WEIGHTS``, else the user's cache."""
+    if folder := os.environ.get("CFRBENCH_WEIGHTS"):
+        return Path(folder).expanduser()
+    cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache_home).expanduser() / "cfrbench" / "weights"
+
+
+def fetch_command(url: str, target: Path) -> str:
+    """The shell command that fetches ``url`` to ``target`` and goes on after an interruption."""
+    return f"curl --location --create-dirs --continue-at - --output {shlex.quote(str(target))} {shlex.quote(url)}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# reading
+
+
+def read_checkpoint(path: Path, sha256: str | None = None, expected: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a ``.pth`` or ``.safetensors`` file, on the CPU.
+
+    ``sha256`` is the digest or its first digits, ``expected`` the model as `recognise` names it. WeightsError if the
+    file is missing, damaged, not a checkpoint, or does not answer to either.
+    """
+    if not path.is_file():
+        raise WeightsError(f"There is no checkpoint at {path}. Give the path of an existing file.")
+    if sha256 is not None:
+        _require_digest(path, sha256, "Fetch it again, or name the file you mean by its path.")
+    tensors = _unwrap(path, _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path))
+    found = recognise(tensors)
+    if expected is not None and found != expected:
+        raise WeightsError(f"{path} is {found}, but {expected} was asked for. Name the matching model, "
+                           f"or give a checkpoint of {expected}.")  # fmt: skip
+    return tensors
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file; read once per process as long as its size and time stay the same."""
+    stat = path.stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _digest(path: Path, _size: int, _time_ns: int) -> str:
+    return sha256_file(path)
+
+
+def recognise(tensors: Mapping[str, Tensor]) -> str:
+    """The model a state dict belongs to, told by the names and shapes of its image encoder."""
+    position = tensors.get("image_encoder.pos_embed")
+    if position is not None:
+        width = position.shape[-1]
+        depth = len({name.split(".")[2] for name in tensors if name.startswith("image_encoder.blocks.")})
+        return VITS.get((width, depth), f"a SAM of {depth} blocks and width {width}")
+    stem = tensors.get("image_encoder.patch_embed.seq.0.c.weight")
+    if stem is not None:
+        return TINY_VITS.get(tuple(stem.shape), "a TinyViT with an unknown stem")
+    return "no SAM-like model"
+
+
+def _require_digest(path: Path, sha256: str, remedy: str) -> None:
+    found = digest_of(path)
+    if not sha256 or not found.startswith(sha256.lower()):
+        raise WeightsError(f"{path} is damaged or another file: its SHA-256 is {found}, expected {sha256}"
+                           f"{'...' if len(sha256) < 64 else ''}. {remedy}")  # fmt: skip
+
+
+def _read_pickle(path: Path) -> Any:
+    import torch
+
+    with path.open("rb") as file:
+        archive = file.read(4) == b"PK\x03\x04"
+    # The table of contents stands at the end of a zip archive: a beginning without an end was cut off.
+    if archive and not zipfile.is_zipfile(path):
+        raise _truncated(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, OSError) as error:
+        if path.stat().st_size == 0 or isinstance(error, EOFError):
+            raise _truncated(path) from error
+        raise _not_a_checkpoint(path, str(error).partition("\n")[0]) from error
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        if path.stat().st_size < 8 or "incomplete" in str(error).lower():
+            raise _truncated(path) from error
+        raise _not_a_checkpoint(path, str(error)) from error
+
+
+def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
+    import torch
+
+    if isinstance(content, Mapping):
+        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), content)
+        tensors = {str(name): value for name, value in inner.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            return tensors
+    raise _not_a_checkpoint(path, "it holds no named tensors")
+
+
+def _truncated(path: Path) -> WeightsError:
+    return WeightsError(f"{path} is cut off after {path.stat().st_size:,} bytes. Fetch it again.")
+
+
+def _not_a_checkpoint(path: Path, reason: str) -> WeightsError:
+    return WeightsError(f"{path} is not a checkpoint of tensors ({reason}). A failed download may have saved an error "
+                        "page under this name: fetch the file again, or give the path of another.")  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# fetching
+
+
+def download(url: str, target: Path, sha256: str, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Fetch ``url`` to ``target``, going on where an earlier attempt stopped; return ``target``.
+
+    ``progress`` gets bytes done and bytes in all (0 if the server does not say). The file appears whole and verified
+    or not at all; until then it grows as ``target.part``. WeightsError if the network, the disk or the digest fails.
+    """
+    if target.exists():
+        _require_digest(target, sha256, "Remove it, then fetch it again.")
+        return target
+    part = target.with_name(target.name + ".part")
+    with _failures(url, part):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        total = _append(url, part, progress or _silent)
+        size = part.stat().st_size
+        if size < total:
+            raise WeightsError(f"The download of {url} broke off after {size:,} of {total:,} bytes. Give the same "
+                               "command again: it goes on from there.")  # fmt: skip
+        _verify(part, sha256, url)
+        part.replace(target)
+    return target
+
+
+def _append(url: str, part: Path, progress: Callable[[int, int], None]) -> int:
+    """Fetch what ``part`` still lacks; return the size of the whole, 0 if the server does not say."""
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        answer = urllib.request.urlopen(_request(url, have), timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        # Nothing stands behind the bytes that are here: all of it has arrived, or the file was replaced. The digest,
+        # which is checked next, tells which.
+        return have
+    with answer, part.open("ab" if answer.status == 206 else "wb") as file:
+        have = file.tell()  # 0 if the server cannot resume and sends everything again
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else 0
+        while block := answer.read(BLOCK):
+            file.write(block)
+            have += len(block)
+            progress(have, total)
+        file.flush()
+        os.fsync(file.fileno())
+    return total
+
+
+def _request(url: str, have: int) -> urllib.request.Request:
+    return urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+
+
+def _verify(part: Path, sha256: str, url: str) -> None:
+    found = sha256_file(part)
+    if not found.startswith(sha256.lower()):
+        part.unlink()  # to go on from wrong bytes would never end well
+        raise WeightsError(f"What {url} sent has the SHA-256 {found}, expected {sha256}{'...' if len(sha256) < 64 else ''}"
+                           ". It was removed. Try again; if it stays so, the address serves another file.")  # fmt: skip
+
+
+@contextmanager
+def _failures(url: str, part: Path) -> Iterator[None]:
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        raise WeightsError(f"{url} answered {error.code} {error.reason}. Check the address, or fetch the file by other "
+                           "means and give its path.") from error  # fmt: skip
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise WeightsError(f"{url} cannot be fetched: {reason}. Check the connection and give the same command again: "
+                           "it goes on where it stopped.") from error  # fmt: skip
+    except OSError as error:
+        raise WeightsError(f"{part} cannot be written: {error.strerror or error}. Free space there or choose another "
+                           "folder with CFRBENCH_WEIGHTS.") from error  # fmt: skip
+
+
+def _silent(_done: int, _total: int) -> None:
+    """Progress that nobody watches."""
