@@ -65,9 +65,8 @@ def discover() -> tuple[Plugin, ...]:
     found = set()
     for entry in metadata.entry_points(group=GROUP):
         kind, _, name = entry.name.partition(".")
-        dist = entry.dist
         # A damaged installation has no name or version in its metadata; it must not keep the others from being listed.
-        said = dist.metadata if dist else {}
+        said: Any = entry.dist.metadata if entry.dist else {}
         found.add(Plugin(kind, name, said.get("Name", "?"), said.get("Version", "?"), entry.module))
     return tuple(sorted(found, key=lambda p: (p.kind, p.name, p.distribution)))
 
@@ -190,9 +189,9 @@ def _offered(plugin: Plugin, manager: pluggy.PluginManager, hook: str) -> list[A
         return [cls for answer in getattr(manager.hook, hook)() for cls in answer]
     except Exception as error:
         raise PluginError(
-            f"The hook '{hook}' of the plug-in '{plugin.kind}.{plugin.name}' of {plugin.distribution} ({plugin.module}) "
-            f"fails: {type(error).__name__}: {error}. It must return a list of classes. Repair or uninstall "
-            f"{plugin.distribution}."
+            f"The hook '{hook}' of the plug-in '{plugin.kind}.{plugin.name}' of {plugin.distribution} "
+            f"({plugin.module}) fails: {type(error).__name__}: {error}. It must return a list of classes. "
+            f"Repair or uninstall {plugin.distribution}."
         ) from error
 
 
