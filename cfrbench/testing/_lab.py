@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -84,15 +85,20 @@ class Lab:
         seed_torch(0, "check-step", progress.step)
         return method.step(batch if batch is not None else self.batch(progress.step), progress)
 
-    def moments(
-        self, method: SSLMethod, optimiser: torch.optim.Optimizer, first: int = 0
-    ) -> Iterator[tuple[Progress, StepOutput]]:
-        """Train from step ``first`` to the end; each step's output is handed out before its backward pass."""
-        for progress in self.schedule(method)[first:]:
+    def moments(self, method: SSLMethod, optimiser: torch.optim.Optimizer) -> Iterator[tuple[Progress, StepOutput]]:
+        """Train to the end; each step's output is handed out before its backward pass."""
+        for progress in self.schedule(method):
             output = self.output(method, progress)
             yield progress, output
             learn(optimiser, output)
             method.after_update(progress)
+
+    def advance(self, method: SSLMethod, optimiser: torch.optim.Optimizer, progress: Progress) -> StepOutput:
+        """One whole step of training."""
+        output = self.output(method, progress)
+        learn(optimiser, output)
+        method.after_update(progress)
+        return output
 
 
 def learn(optimiser: torch.optim.Optimizer, output: StepOutput) -> None:
@@ -118,4 +124,4 @@ def gradient_norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
     if not loss.requires_grad:
         return 0.0
     grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return float(sum(grad.double().square().sum() for grad in grads if grad is not None)) ** 0.5
+    return math.sqrt(sum(float(grad.double().square().sum()) for grad in grads if grad is not None))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ def _check_output(lab: Lab) -> None:
         for name, loss in output.losses.items():
             require(loss.ndim == 0, f"The loss '{name}' of {lab.name} is no scalar but {tuple(loss.shape)}.")
             finite = bool(torch.isfinite(loss))
-            require(finite, f"The loss '{name}' of {lab.name} is {float(loss):g} at step {progress.step}.")
+            require(finite, f"The loss '{name}' of {lab.name} is {loss.item():g} at step {progress.step}.")
         shape = (UNLABELLED, lab.num_classes, *SIDES)
         wrong = [tuple(logits.shape) for logits in output.guided if tuple(logits.shape) != shape]
         require(not wrong, f"{lab.name} guides logits of shape {wrong}; the unlabelled crops need {shape}.")
@@ -117,8 +117,8 @@ def _check_losses_teach(lab: Lab) -> None:
             require(math.isfinite(norm), f"{where} has a gradient that is not finite.")
             longest[name] = max(longest[name], norm)
     idle = [name for name, norm in longest.items() if norm < NO_GRADIENT]
-    require(not idle, f"{lab.name} reports losses without any gradient in the network that is tested: {idle}. "
-                      "They teach nothing: is something detached, under no_grad, or computed and not used?")  # fmt: skip
+    require(not idle, f"These losses of {lab.name} have no gradient in the network that is tested: {idle}. They "
+                      "teach nothing: is something detached, under no_grad, or computed and not used?")  # fmt: skip
     require(not unreached, f"No loss of {lab.name} reaches these parameters, though they are not frozen: "
                            f"{sorted(unreached)}. A teacher needs requires_grad_(False).")  # fmt: skip
 
@@ -144,7 +144,7 @@ def _check_masks(lab: Lab) -> None:
             require(name in output.losses, f"{lab.name} reports a mask of '{name}', which is none of its losses.")
             fits = mask.ndim == 5 and mask.shape[1] in (1, lab.num_classes) and tuple(mask.shape[2:]) == SIDES
             require(fits, f"The mask of '{name}' of {lab.name} is {tuple(mask.shape)}, not (N, 1 or C, H, W, D).")
-            values[name] |= set(mask.float().unique().tolist())
+            values[name] |= set(torch.unique(mask.float()).tolist())
             for logits in shown:
                 _require_restricted(lab, name, output.losses[name], mask, logits)
         shown.clear()
@@ -167,7 +167,7 @@ def _require_restricted(lab: Lab, name: str, loss: Tensor, mask: Tensor, logits:
     counted[-mask.shape[0] :] = mask.bool().any(dim=1, keepdim=True)
     leak = int((grad.masked_fill(counted, 0.0) != 0).any(dim=1).sum())
     require(leak == 0, f"The loss '{name}' of {lab.name} has a gradient in {leak} voxels that its mask excludes: the "
-                       "mask is not applied. A part of it that counts all voxels must be a loss of its own.")  # fmt: skip
+                       "mask is not applied. A part that counts all voxels must be a loss of its own.")  # fmt: skip
 
 
 def _check_guidance(lab: Lab) -> None:
@@ -214,35 +214,44 @@ def _check_teachers(lab: Lab) -> None:
 
 
 def _check_average(lab: Lab, method: SSLMethod, before: dict[str, Tensor], step: int) -> None:
-    """A frozen copy of the predictor that moved is ``d * teacher + (1 - d) * student`` with one d for all parameters."""
-    student = torch.cat([p.detach().flatten().double() for p in method.predictor().parameters()])
-    for prefix, network in _teachers(method):
-        names = [f"{prefix}.{name}" for name, _ in network.named_parameters()]
-        old = torch.cat([before[name].flatten().double() for name in names])
-        new = torch.cat([p.detach().flatten().double() for p in network.parameters()])
-        if torch.equal(old, new):
+    """A frozen twin of the predictor that moved is ``d * teacher + (1 - d) * student``, d the same everywhere."""
+    twins = _twins(method)
+    students = [_flat(dict(net.named_parameters())) for _, net in twins if _trains(net)]
+    limit = getattr(method.config, "ema", None)
+    for prefix, network in twins:
+        new = dict(network.named_parameters())
+        old = _flat({name: before[f"{prefix}.{name}"] for name in new})
+        if _trains(network) or torch.equal(old, _flat(new)):
             continue
-        limit = getattr(method.config, "ema", None)
-        gap = old - student
-        decay = float((new - student) @ gap / (gap @ gap)) if limit is None else ema_decay(step, limit)
-        error = float((decay * old + (1.0 - decay) * student - new).abs().max())
+        error, decay = min(_off_average(old, _flat(new), student, step, limit) for student in students)
         require(error < 1e-5 and -1e-6 < decay < 1.0,
-                f"The teacher '{prefix}' of {lab.name} is no moving average after step {step}: it is off decay * teacher "
-                f"+ (1 - decay) * student by {error:.2g} (decay {decay:.6g}).")  # fmt: skip
+                f"The teacher '{prefix}' of {lab.name} is no moving average after step {step}: it is off "
+                f"decay * teacher + (1 - decay) * student by {error:.2g} (decay {decay:.6g}).")  # fmt: skip
 
 
-def _teachers(method: SSLMethod) -> list[tuple[str, nn.Module]]:
-    """Frozen networks with the predictor's parameters, outermost first."""
+def _off_average(old: Tensor, new: Tensor, student: Tensor, step: int, limit: float | None) -> tuple[float, float]:
+    """Largest error of the moving average, and its decay, fitted where the method's config does not name it."""
+    gap = old - student
+    decay = float((new - student) @ gap / (gap @ gap)) if limit is None else ema_decay(step, limit)
+    return float((decay * old + (1.0 - decay) * student - new).abs().max()), decay
+
+
+def _twins(method: SSLMethod) -> list[tuple[str, nn.Module]]:
+    """Every network with the predictor's parameters: itself, its teachers, its peers."""
 
     def shapes(network: nn.Module) -> list[tuple[str, torch.Size]]:
         return [(name, parameter.shape) for name, parameter in network.named_parameters()]
 
     wanted = shapes(method.predictor())
-    return [
-        (name, module)
-        for name, module in method.named_modules()
-        if shapes(module) == wanted and not any(p.requires_grad for p in module.parameters())
-    ]
+    return [(name, module) for name, module in method.named_modules() if shapes(module) == wanted]
+
+
+def _trains(network: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in network.parameters())
+
+
+def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten().double() for tensor in tensors.values()])
 
 
 def _check_seed(lab: Lab) -> None:
@@ -250,44 +259,46 @@ def _check_seed(lab: Lab) -> None:
     runs = []
     for _ in range(2):
         method = lab.build()
-        values = [_values(output) for _, output in lab.moments(method, lab.optimiser(method))]
+        optimiser = lab.optimiser(method)
+        values = [_values(lab.advance(method, optimiser, progress)) for progress in lab.schedule(method)]
         runs.append((values, copy_of(method)))
     (first, one), (second, two) = runs
     changed = differences(one, two)
-    require(first == second and not changed, f"Two trainings of {lab.name} from one seed differ ({changed[:3]}): random "
-                                             "numbers must come from torch's global generator.")  # fmt: skip
+    require(first == second and not changed, f"Two trainings of {lab.name} from one seed differ ({changed[:3]}): "
+                                             "random numbers must come from torch's global generator.")  # fmt: skip
 
 
 def _check_resume(lab: Lab) -> None:
-    """A training that was cut anywhere and went on from its ``state_dict`` ends bit-equal."""
+    """A training that was cut before any step and went on from its ``state_dict`` ends bit-equal."""
     method = lab.build()
     optimiser = lab.optimiser(method)
-    saved = []
-    for _ in lab.moments(method, optimiser):
+    schedule, saved = lab.schedule(method), []
+    for progress in schedule:
         saved.append((copy_of(method), copy.deepcopy(optimiser.state_dict())))
+        lab.advance(method, optimiser, progress)
     whole = copy_of(method)
     for cut, (state, optimiser_state) in enumerate(saved):
         resumed = lab.build(seed=1)
-        # `step` may change state (batch norm, a snapshot) before it hands out its losses, so go back to its beginning.
+        resumed.load_state_dict(state)
         again = lab.optimiser(resumed)
-        resumed.load_state_dict(state if cut == 0 else saved[cut][0])
         again.load_state_dict(optimiser_state)
-        for _ in lab.moments(resumed, again, first=cut):
-            pass
+        for progress in schedule[cut:]:
+            lab.advance(resumed, again, progress)
         changed = differences(whole, copy_of(resumed))
-        require(not changed, f"{lab.name}, saved before step {cut} and resumed, ends differently ({changed[:3]}): state "
-                             "is kept outside of parameters and buffers.")  # fmt: skip
+        require(not changed, f"{lab.name}, saved before step {cut} and resumed, ends differently ({changed[:3]}): "
+                             "state is kept outside of parameters and buffers.")  # fmt: skip
 
 
 def _check_pseudo_is_unread(lab: Lab) -> None:
     """Losses do not depend on pseudo-labels, which may be absent: guidance is not the method's business."""
     method = lab.build()
-    for progress, _ in lab.moments(method, lab.optimiser(method)):
-        values = [
-            _values(lab.output(copy.deepcopy(method), progress, lab.batch(progress.step, seed))) for seed in (None, 1, 2)
-        ]
+    optimiser = lab.optimiser(method)
+    for progress in lab.schedule(method):
+        batches = [lab.batch(progress.step, pseudo_seed) for pseudo_seed in (None, 1, 2)]
+        values = [_values(lab.output(copy.deepcopy(method), progress, batch)) for batch in batches]
         require(values[0] == values[1] == values[2], f"The losses of {lab.name} change with the pseudo-labels at step "
                 f"{progress.step}; a method may move them with their crops but must not learn from them.")  # fmt: skip
+        lab.advance(method, optimiser, progress)
 
 
 def _values(output: StepOutput) -> dict[str, float]:
