@@ -22,7 +22,7 @@ from cfrbench.errors import ConfigError, UsageError, suggest
 Floats = NDArray[np.float64]
 Curve = Callable[[Floats, Floats], Floats]
 
-#: samples of a curve, as in the original; 2000 are 3.5e-6 away from it
+#: samples of a curve, as in the original; with 2000 the values differ by at most about 4e-6
 NODES = 100_000
 
 #: gamma is between 1/2 and 2, evenly in its logarithm; contrast and brightness change by at most these shares
@@ -114,7 +114,7 @@ def bend_slices(crops: Tensor, chosen: NDArray[np.bool_], points: Floats, curve:
 
 @cache
 def _bernstein(nodes: int) -> Floats:
-    """Cubic Bernstein polynomials ``(4, nodes)``, made once: they cost ten times the rest of a curve."""
+    """Cubic Bernstein polynomials ``(4, nodes)``, made once: they cost five times the rest of a curve."""
     t = np.linspace(0.0, 1.0, nodes)
     table: Floats = np.stack([weight * t ** (3 - i) * (1 - t) ** i for i, weight in enumerate((1.0, 3.0, 3.0, 1.0))])
     table.flags.writeable = False
