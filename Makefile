@@ -1,0 +1,36 @@
+# One word starts each chore.
+PYTHON ?= python
+.DEFAULT_GOAL := help
+.PHONY: help check format lint types test slow bench wheel docs
+
+help:  ## print this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+check: lint types test  ## everything a change must pass: lint, types, test
+
+format:  ## rewrite files in the one style
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+lint:  ## style and common mistakes
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:  ## mypy --strict
+	$(PYTHON) -m mypy
+	$(PYTHON) -m mypy plugins
+
+test:  ## the default tests: minutes on two cores
+	$(PYTHON) -m pytest
+
+slow:  ## long tests, and those on real volumes (CFRBENCH_DATA)
+	$(PYTHON) -m pytest -m "slow or realdata"
+
+bench:  ## measure the ratios of benchmarks/README.md
+	$(PYTHON) -m pytest benchmarks -m benchmark_only --benchmark-enable -s
+
+wheel:  ## build the wheel into dist/
+	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
+
+docs:  ## build the pages into site/
+	$(PYTHON) -m mkdocs build --strict
