@@ -48,8 +48,8 @@ class TuningSection(Frozen):
     patch: Triple | None = Field(None, description="crop laid out on one canvas; None = the training patch")
     canvas: int = Field(1024, ge=16, description="side of the square canvas in pixels")
     overflow: Literal["refuse", "official"] = "refuse"
-    intensity: Literal["none", "bezier", "bezier-rescaled", "gamma"] = Field(
-        "bezier", description="'bezier' clamps z-scored values to [0, 1] as the official code does"
+    intensity: Literal["auto", "none", "bezier", "bezier-rescaled", "gamma"] = Field(
+        "auto", description="auto = the model's own; 'bezier' clamps z-scored values to [0, 1] as the official code does"
     )
     intensity_rate: float = Field(0.5, ge=0, le=1)
     rotflip_canvas: bool = Field(True, description="quarter turn and flip of the finished canvas")
@@ -132,7 +132,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tuning.steps": 4,
         "tuning.batch_size": 1,
         "tuning.canvas": 64,
-        "tuning.intensity": "gamma",
         "training.steps": 4,
         "inference.stride_xy": 8,
         "inference.stride_z": 8,
@@ -144,7 +143,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "grid.downsample": 2,
         "tuning.steps": 300,
         "tuning.batch_size": 1,
-        "tuning.intensity": "gamma",
         "training.steps": 900,
         "compute.precision": "bf16",
     },

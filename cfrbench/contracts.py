@@ -164,6 +164,7 @@ class FoundationModel(_Configured):
     licence: ClassVar[str]
     origin: ClassVar[str]  # where a person gets the weights
     note: ClassVar[str] = ""  # printed under every table made with these weights
+    intensity: ClassVar[str] = "bezier"  # the augmentation that fits what `normalise` returns (cfrbench.intensity)
 
     def __init__(self, config: Any = None, weights: Path | None = None) -> None:
         super().__init__(config)

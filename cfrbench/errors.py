@@ -6,7 +6,9 @@
     │   └── PluginError      a plug-in is unknown, in conflict, broken or does not fit its partner
     ├── DataError            exit code 2: a file or a data set is not what it should be
     ├── WeightsError         exit code 2: a checkpoint is missing, damaged or of another model
-    └── StoreError           exit code 1: the store cannot be read, written or trusted
+    ├── StoreError           exit code 1: the store cannot be read, written or trusted
+    ├── Skipped              a stage was not begun, because one it needs has failed
+    └── Interrupted          exit code 130: a signal asked to stop; the state is saved
 
 Each message is one paragraph: which file or name, what is wrong, what to do.
 """
@@ -51,6 +53,10 @@ class WeightsError(CfrbenchError):
 
 class StoreError(CfrbenchError):
     """The store cannot be read, written, or trusted."""
+
+
+class Skipped(CfrbenchError):
+    """A stage was not begun, because one it needs has failed."""
 
 
 class Interrupted(CfrbenchError):

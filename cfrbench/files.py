@@ -20,7 +20,7 @@ from typing import Any
 from cfrbench.errors import StoreError
 
 #: what a disk answers when nothing more can be written; everything else may be the fault of the caller's own paths
-DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 
 
 @contextmanager

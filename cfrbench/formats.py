@@ -50,12 +50,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """What `write_tensors` was given as metadata; an empty dict for a file from elsewhere."""
     from safetensors import SafetensorError, safe_open
 
-    with storage_errors("read", path):
-        try:
-            with safe_open(path, framework="pt") as file:
-                text = (file.metadata() or {}).get(_METADATA, "{}")
-        except SafetensorError as error:
-            raise _damaged(path, "safetensors file", error) from error
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_METADATA, "{}")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, "safetensors file", error) from error
     values: dict[str, Any] = json.loads(text)
     return values
 

@@ -11,13 +11,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cfrbench.config import Triple
+from cfrbench.errors import ConfigError
 
 Box = tuple[slice, slice, slice]
 
 
 def window_starts(size: int, patch: int, stride: int) -> list[int]:
-    """The ``ceil((size - patch) / stride) + 1`` starts of windows along one axis; the last window ends at ``size``."""
+    """The ``ceil((size - patch) / stride) + 1`` starts of windows along one axis; the last window ends at ``size``.
+
+    ConfigError if voxels between two windows would be seen by none.
+    """
     last = size - patch
+    if min(stride, last) > patch:
+        raise ConfigError(f"A stride of {stride} between windows of {patch} leaves out voxels on an axis of {size}. "
+                          "Set inference.stride_xy and inference.stride_z to at most the patch.")  # fmt: skip
     return [min(stride * i, last) for i in range(math.ceil(last / stride) + 1)]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cfrbench import registry
 from cfrbench.config import PRESET_WORDS, RunConfig, Settings, digest, read_toml, validate
 from cfrbench.contracts import StageTask
-from cfrbench.errors import CfrbenchError, ConfigError
+from cfrbench.errors import CfrbenchError, ConfigError, Skipped
 from cfrbench.recipes import Cell, Study, check_fit, study_of
 from cfrbench.store import Store
 
@@ -231,7 +231,8 @@ def _gather(planned: Plan, failures: dict[str, CfrbenchError], seconds: float) -
         "names": {"dataset": config.dataset, "concat": config.concat, "model": config.model_name, "tune": config.tune,
                   "net": config.net},
         "cells": [asdict(cell) | {"score": task.key} for cell, task in planned.scores.items()],
-        "failures": {words[key]: str(error) for key, error in failures.items()},
+        # What was only skipped has its cause in this list too.
+        "failures": {words[key]: str(error) for key, error in failures.items() if not isinstance(error, Skipped)},
         "facts": facts(study),
         "seconds": seconds,
         "trained": len(planned.todo) - len(failures),

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfrbench.canvas import resize_canvas, rotflip_canvas
+from cfrbench.canvas import resize_canvas, resize_logits, rotflip_canvas
 from cfrbench.compute import Compute
 from cfrbench.config import Triple, TuningSection
 from cfrbench.contracts import ConcatStrategy, FineTuner, FoundationModel, Progress, Promptable
@@ -36,8 +35,7 @@ class CanvasSegmenter(nn.Module):
         """Resize to the encoder's input, run without prompts, resize the logits back."""
         size = canvases.shape[-1]
         images = resize_canvas(canvases.unsqueeze(1), self.input_size).expand(-1, 3, -1, -1)
-        logits = self.model(images).float()
-        return F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
+        return resize_logits(self.model(images).float(), size)
 
 
 @dataclass(frozen=True)
@@ -102,17 +100,23 @@ class TuningTrainee(Trainee):
         section, concat = self.labeller.section, self.labeller.concat
         pairs = [self._crop(step, item) for item in range(section.batch_size)]
         rng = generator(self.seed, "tuning-augment", step)
-        images = self.labeller.foundation.normalise(torch.stack([image for image, _ in pairs]))
-        images = augment_intensity(images, section.intensity, section.intensity_rate, rng)
+        foundation = self.labeller.foundation
+        images = foundation.normalise(torch.stack([image for image, _ in pairs]))
+        mode = foundation.intensity if section.intensity == "auto" else section.intensity
+        images = augment_intensity(images, mode, section.intensity_rate, rng)
         shape: Triple = (images.shape[1], images.shape[2], images.shape[3])
         layout = concat.plan(shape, section.canvas, overflow=section.overflow, draw=step)
         image_canvases = concat.forward(images, layout, 0.0).flatten(0, 1)
         label_canvases = concat.forward(torch.stack([label for _, label in pairs]), layout, IGNORE).flatten(0, 1)
-        if section.rotflip_canvas:
-            turn, axis = int(rng.integers(4)), int(rng.integers(2))
-            image_canvases = rotflip_canvas(image_canvases, turn, axis)
-            label_canvases = rotflip_canvas(label_canvases, turn, axis)
-        return image_canvases, label_canvases
+        if not section.rotflip_canvas:
+            return image_canvases, label_canvases
+        # Each canvas its own turn and flip; always a flip, as in the official code.
+        turns = [(int(rng.integers(4)), int(rng.integers(2))) for _ in image_canvases]
+        images, labels = (
+            torch.stack([rotflip_canvas(canvas, *turn) for canvas, turn in zip(stack, turns, strict=True)])
+            for stack in (image_canvases, label_canvases)
+        )
+        return images, labels
 
     def _crop(self, step: int, item: int) -> tuple[Tensor, Tensor]:
         rng = generator(self.seed, f"tuning-crop-{item}", step)
