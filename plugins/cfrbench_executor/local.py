@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
 
 from pydantic import Field
 
@@ -23,7 +22,7 @@ from cfrbench.artifact import LOG
 from cfrbench.checkpoint import graceful_stop
 from cfrbench.config import Frozen
 from cfrbench.contracts import Executor, StageTask
-from cfrbench.errors import CfrbenchError, Interrupted
+from cfrbench.errors import CfrbenchError, Interrupted, Skipped
 from cfrbench.hookspecs import hookimpl
 from cfrbench.store import scratch_folder
 
@@ -97,7 +96,7 @@ class _Agenda:
     def _skip(self, key: str, culprit: StageTask) -> None:
         for task in [waiting for waiting in self._waiting.values() if key in waiting.needs]:
             if self._waiting.pop(task.key, None) is not None:
-                self.failures[task.key] = CfrbenchError(f"{task.title} was skipped: it needs {culprit.title}, which "
+                self.failures[task.key] = Skipped(f"{task.title} was skipped: it needs {culprit.title}, which "
                                                         "failed.")  # fmt: skip
                 self._skip(task.key, culprit)
 
@@ -184,9 +183,7 @@ class _Crew:
     def __enter__(self) -> _Crew:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         patience = 0.0 if kind is KeyboardInterrupt else PATIENCE_SECONDS
         crew = self._idle + self.busy
         for worker in crew:

@@ -1,0 +1,215 @@
+"""Stages run in an order in which needs come first; one that fails takes only its dependents along."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cfrbench import registry
+from cfrbench.checkpoint import graceful_stop
+from cfrbench.config import Frozen, validate
+from cfrbench.contracts import StageTask
+from cfrbench.errors import CfrbenchError, ConfigError, Interrupted, StoreError
+from cfrbench_executor.local import Local
+from tests.children import start
+
+
+def task(key: str, *needs: str) -> StageTask:
+    return StageTask("train", key, f"Training {key}", needs)
+
+
+def local(jobs: int) -> Local:
+    return Local(validate(Local.Config, {"jobs": jobs}, "the options of executor.local"))
+
+
+class Unpicklable(CfrbenchError):
+    """A guest's exception that cannot be sent to another process as it is."""
+
+    def __init__(self, message: str, where: object) -> None:
+        super().__init__(message)
+        self.where = where
+
+
+@dataclass(frozen=True)
+class Work:
+    """Leaves a file for each task, and fails as the task's key says."""
+
+    folder: Path
+
+    def __call__(self, task: StageTask) -> None:
+        (self.folder / f"{task.key}.begun").write_text(str(os.getpid()))
+        name = task.key.rstrip("0123456789")
+        if name == "value":
+            raise ValueError("loss is not finite")
+        if name == "disk":
+            raise StoreError("Cannot write x: the disk is full. Free some space.")
+        if name == "guest":
+            raise Unpicklable("The guest says no.", threading.Lock())
+        if name == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == "together":
+            self.meet(int(task.key[-1]))
+        if name == "long":
+            self.train()
+        (self.folder / f"{task.key}.done").write_text(str(os.getpid()))
+
+    def meet(self, number: int) -> None:
+        """Wait until the other one of two tasks is running as well."""
+        other = self.folder / f"together{1 - number}.begun"
+        for _ in range(2000):
+            if other.exists():
+                return
+            time.sleep(0.01)
+        raise TimeoutError("the other task never ran at the same time")
+
+    def train(self) -> None:
+        """Count until asked to stop; say so in a file."""
+        with graceful_stop() as stop:
+            (self.folder / f"{os.getpid()}.training").touch()
+            for step in range(6000):
+                time.sleep(0.01)
+                if stop.requested:
+                    (self.folder / f"{os.getpid()}.saved").touch()
+                    raise stop.interrupted(f"after step {step}")
+
+    def done(self) -> set[str]:
+        """Keys of the tasks that ended well."""
+        return {path.stem for path in self.folder.glob("*.done")}
+
+
+TASKS = [task("a"), task("value", "a"), task("b", "value", "a"), task("c", "b"), task("disk", "elsewhere"),
+         task("guest"), task("d", "a"), task("e", "d", "a")]  # fmt: skip
+
+
+def check_failures(failures: dict[str, CfrbenchError]) -> None:
+    assert str(failures["value"]).startswith("Training value failed with ValueError: loss is not finite. Its log is ")
+    assert "partial/train-value/log.jsonl" in str(failures["value"])
+    assert "--debug" in str(failures["value"])
+    assert "raise ValueError" in str(failures["value"].__cause__)
+    assert "raise StoreError" in str(failures["disk"].__cause__)
+    assert isinstance(failures["disk"], StoreError)
+    assert str(failures["guest"]) == "The guest says no."
+    for key in ("b", "c"):
+        assert str(failures[key]) == f"Training {key} was skipped: it needs Training value, which failed."
+
+
+def test_failures_are_kept_and_everything_else_goes_on(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    failures = local(1).run(TASKS, work)
+    assert set(failures) == {"value", "b", "c", "disk", "guest"}
+    check_failures(failures)
+    assert work.done() == {"a", "d", "e"}
+    assert not (tmp_path / "b.begun").exists()
+    assert (tmp_path / "a.done").read_text() == str(os.getpid())
+
+
+def test_workers_give_the_same_answer_and_one_death_is_one_failure(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    tasks = [*TASKS, task("together0"), task("together1"), task("killed"), task("f", "killed"), task("g", "e")]
+    failures = local(2).run(tasks, work)
+    assert set(failures) == {"value", "b", "c", "disk", "guest", "killed", "f"}
+    check_failures(failures)
+    assert "Training killed failed: its process was killed by SIGKILL" in str(failures["killed"])
+    assert work.done() == {"a", "d", "e", "together0", "together1", "g"}
+    workers = {int(path.read_text()) for path in tmp_path.glob("*.begun")}
+    assert os.getpid() not in workers
+    assert 2 <= len(workers) <= 3, "workers are kept; only the killed one is replaced"
+    assert not any(psutil.pid_exists(pid) for pid in workers)
+
+
+def test_stopping_the_parent_lets_every_worker_save_first(tmp_path: Path) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def stop_when_both_train() -> None:
+        while len(list(tmp_path.glob("*.training"))) < 2:
+            time.sleep(0.02)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=stop_when_both_train)
+    thread.start()
+    with pytest.raises(Interrupted, match=r"SIGINT.*same command"):
+        local(2).run([task("long0"), task("long1"), task("never", "long0")], Work(tmp_path))
+    thread.join()
+    assert len(list(tmp_path.glob("*.saved"))) == 2
+    assert not (tmp_path / "never.begun").exists()
+    assert not any(psutil.pid_exists(int(path.stem)) for path in tmp_path.glob("*.training"))
+
+
+def run_long_task(folder: Path) -> None:
+    local(2).run([task("long0")], Work(folder))
+
+
+def test_workers_of_a_killed_parent_save_and_end(tmp_path: Path) -> None:
+    parent = start(run_long_task, tmp_path, daemon=False)
+    while not (pids := [int(path.stem) for path in tmp_path.glob("*.training")]):
+        time.sleep(0.02)
+    parent.kill()
+    parent.join()
+    psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
+    assert (tmp_path / f"{pids[0]}.saved").exists()
+    assert not psutil.pid_exists(pids[0])
+
+
+@pytest.mark.parametrize("error", [Interrupted("Stopped by SIGTERM."), KeyboardInterrupt()])
+def test_the_wish_to_stop_passes_through_at_once(error: BaseException) -> None:
+    seen = []
+
+    def work(task: StageTask) -> None:
+        seen.append(task.key)
+        raise error
+
+    with pytest.raises(type(error)):
+        local(1).run([task("a"), task("b")], work)
+    assert seen == ["a"]
+
+
+def test_a_failure_holds_none_of_the_stages_memory() -> None:
+    class Tensor:
+        pass
+
+    held: list[weakref.ref[Tensor]] = []
+
+    def work(task: StageTask) -> None:
+        big = Tensor()
+        held.append(weakref.ref(big))
+        try:
+            raise KeyError("inner")
+        except KeyError as error:
+            raise StoreError("outer") from error
+
+    failures = local(1).run([task("a")], work)
+    gc.collect()
+    assert held[0]() is None
+    assert "KeyError: 'inner'" in str(failures["a"].__cause__)
+
+
+def test_a_diamond_is_skipped_once_and_an_impossible_order_is_refused() -> None:
+    started: list[str] = []
+
+    def work(task: StageTask) -> None:
+        started.append(task.key)
+        raise ZeroDivisionError
+
+    diamond = [task("a"), task("b", "a"), task("c", "a"), task("d", "b", "c")]
+    assert set(local(1).run(diamond, work)) == {"a", "b", "c", "d"}
+    assert started == ["a"]
+    with pytest.raises(ValueError, match=r"Training a .* stands before what it needs: b"):
+        local(1).run([task("a", "b"), task("b")], work)
+
+
+def test_it_is_the_registered_executor_and_checks_its_options() -> None:
+    assert registry.load("executor", "local") is Local
+    assert isinstance(Local().config, Frozen)
+    assert Local().config.jobs == 1
+    with pytest.raises(ConfigError, match=r"executor\.local"):
+        local(0)
