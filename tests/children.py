@@ -68,6 +68,13 @@ def content(artifact: Artifact) -> dict[str, str]:
     return {name: artifact.manifest["files"][name]["sha256"] for name in ("weights.bin", "small.bin")}
 
 
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 def write_until_killed(root: Path, number: int) -> None:
     """Compute TASK in the store, dying before the ``number``-th change of the disk."""
     store = Store(root)

@@ -14,13 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from cfrbench import cleaning
 from cfrbench.artifact import Damaged, Draft
-from cfrbench.contracts import StageTask
 from cfrbench.errors import CfrbenchError, StoreError, UsageError
 from cfrbench.files import read_json, read_log
 from cfrbench.store import Store
-from tests.children import CONTEXT, TASK, content, make, overflow, race, start, write_slowly, write_until_killed
+from tests.children import CONTEXT, TASK, content, flip, make, overflow, race, start, write_slowly, write_until_killed
 
 
 @pytest.fixture
@@ -142,12 +140,6 @@ def test_the_lock_is_reentrant_and_seen_by_those_who_will_not_wait(store: Store)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # damage
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def test_a_flipped_byte_is_noticed_set_aside_and_computed_again(store: Store, expected: dict[str, str]) -> None:
@@ -360,47 +352,6 @@ def test_a_damaged_run_record_is_named(store: Store) -> None:
     (store.root / "runs" / "old.json").write_text("{")
     with pytest.raises(StoreError, match=r"old\.json is damaged"):
         store.runs()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# cleaning
-
-
-def test_clean_lists_first_and_removes_only_what_no_run_needs(store: Store) -> None:
-    for key in ("kept", "loose", "hurt", "busy"):
-        store.ensure(StageTask("tune", key, key), make)
-    flip(store.folder("tune", "hurt") / "small.bin")
-    assert store.find_verified("tune", "hurt") is None
-    for key, days in (("old", 9), ("new", 0)):
-        (store.root / "partial" / f"pseudo-label-{key}").mkdir()
-        os.utime(store.root / "partial" / f"pseudo-label-{key}", (time.time() - days * 86400,) * 2)
-    (store.root / "partial" / "tune-kept").mkdir()
-    foreign = store.root / "my" / "thesis" / "draft.tex"
-    foreign.parent.mkdir(parents=True)
-    foreign.write_text("precious")
-
-    listed = cleaning.unused(store, {"kept"})
-    reasons = {item.path.name.partition("-1")[0]: item.reason for item in listed}
-    assert reasons == {
-        "loose": "no run refers to it",
-        "busy": "no run refers to it",
-        "tune-hurt": "damaged and set aside",
-        "pseudo-label-old": "unfinished, untouched for 9 days",
-        "tune-kept": "its stage is finished",
-    }
-    assert store.find("tune", "loose") is not None, "listing changes nothing"
-    assert sum(item.bytes for item in listed) > 3_000_000
-
-    held = [item for item in listed if item.key == "busy"]
-    with CONTEXT.Pool(1) as pool:
-        with store.lock("busy"):
-            assert pool.apply(cleaning.remove, (store, held)) == 0
-        assert cleaning.remove(store, listed) == sum(item.bytes for item in listed)
-    assert cleaning.remove(store, listed) == 0, "a second clean finds nothing left to do"
-    assert cleaning.unused(store, {"kept"}) == []
-    store.ensure(StageTask("tune", "kept", "kept"), lambda draft: pytest.fail("was removed")).verify()
-    assert foreign.read_text() == "precious"
-    assert (store.root / "partial" / "pseudo-label-new").is_dir()
 
 
 def test_the_store_loads_without_torch() -> None:
