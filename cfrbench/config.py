@@ -49,7 +49,8 @@ class TuningSection(Frozen):
     canvas: int = Field(1024, ge=16, description="side of the square canvas in pixels")
     overflow: Literal["refuse", "official"] = "refuse"
     intensity: Literal["auto", "none", "bezier", "bezier-rescaled", "gamma"] = Field(
-        "auto", description="auto = the model's own; 'bezier' clamps z-scored values to [0, 1] as the official code does"
+        "auto",
+        description="auto = the model's own; 'bezier' clamps z-scored values to [0, 1] as the official code does",
     )
     intensity_rate: float = Field(0.5, ge=0, le=1)
     rotflip_canvas: bool = Field(True, description="quarter turn and flip of the finished canvas")

@@ -18,19 +18,19 @@ from cfrbench.sweep import Plan, plan
 def explain(config: RunConfig, store: Path, wanted: Mapping[str, Any]) -> Iterator[str]:
     """Lines about every stage of every cell that matches ``wanted`` (ssl, labels, seed, variant)."""
     planned = plan(config, store)
-    cells = [cell for cell in planned.cells if all(getattr(cell, k) == v for k, v in wanted.items())]
+    cells = [cell for cell in planned.chains if all(getattr(cell, k) == v for k, v in wanted.items())]
     if not cells:
         raise UsageError(f"No cell matches {dict(wanted)}. The run has: {choices(planned)}.")
     home = Store(store)
     for cell in cells:
         yield cell.words
-        for task in planned.study.chain(cell):
+        for task in planned.chains[cell]:
             yield from _stage(home, task)
 
 
 def choices(planned: Plan) -> str:
     """The cells of a plan in a few words."""
-    return "; ".join(f"{c.ssl} {c.variant}, {c.labels} labels, seed {c.seed}" for c in planned.cells)
+    return "; ".join(f"{c.ssl} {c.variant}, {c.labels} labels, seed {c.seed}" for c in planned.chains)
 
 
 def _stage(home: Store, task: StageTask) -> Iterator[str]:

@@ -64,6 +64,11 @@ def run_planned(plan: Sequence[contracts.StageTask], reused: int) -> None:
 
 
 @hookspec
+def stage_waiting(task: contracts.StageTask) -> None:
+    """Another process is computing this stage; this one waits for its result."""
+
+
+@hookspec
 def stage_started(task: contracts.StageTask, folder: str, total_steps: int) -> None:
     """A stage begins in ``folder`` (its log's home) and will take ``total_steps`` steps or items."""
 

@@ -6,10 +6,10 @@ and the keys of the stages it stands on. `cfrbench.stages` runs a stage from its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cfrbench import registry
 from cfrbench.config import RunConfig, Settings, digest, override, validate
@@ -21,6 +21,7 @@ from cfrbench.volume import Split
 STAGE_VERSIONS = {"tune": 1, "pseudo": 1, "train": 1, "predict": 1, "score": 1}
 
 Recipe = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,20 @@ class Study:
     source: DataSource
     split: Split
     fingerprint: Mapping[str, str]
+    _made: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
+
+    def _once(self, make: Callable[[], T], *key: Any) -> T:
+        """What ``make`` gives, asked once: cells share most of their stages."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
     def plugin(self, kind: str, name: str) -> Recipe:
         """Name, version and full options of a plug-in, as they enter keys."""
+        return self._once(lambda: self._plugin(kind, name), "plugin", kind, name)
+
+    def _plugin(self, kind: str, name: str) -> Recipe:
         cls = registry.load(kind, name)
         values = self.settings.options.get(f"{kind}.{cls.name}", {})
         options = validate(cls.Config, values, f"the options of {kind}.{cls.name}").model_dump(mode="json")
@@ -70,6 +82,9 @@ class Study:
 
     def tune(self, labels: int, seed: int) -> StageTask:
         """Fine-tune the foundation model on the first ``labels`` cases."""
+        return self._once(lambda: self._tune(labels, seed), "tune", labels, seed)
+
+    def _tune(self, labels: int, seed: int) -> StageTask:
         foundation = self.plugin("model", self.config.model_name)
         model = registry.load("model", self.config.model_name)
         options = validate(model.Config, foundation["options"], "the model's options")
@@ -89,6 +104,9 @@ class Study:
 
     def pseudo(self, labels: int, seed: int) -> StageTask:
         """Label the unlabelled volumes with the fine-tuned model."""
+        return self._once(lambda: self._pseudo(labels, seed), "pseudo", labels, seed)
+
+    def _pseudo(self, labels: int, seed: int) -> StageTask:
         tuned = self.tune(labels, seed)
         recipe = self._base() | {
             "unlabelled": self.cases(self.split.unlabelled(labels)),

@@ -50,7 +50,9 @@ class StageWork:
             if not WATCHERS.is_registered(module):
                 WATCHERS.register(module)
         began = time.monotonic()
-        artifact = store.ensure(task, lambda draft: self._work(store, task, draft))
+        artifact = store.ensure(
+            task, lambda draft: self._work(store, task, draft), lambda: WATCHERS.hook.stage_waiting(task=task)
+        )
         WATCHERS.hook.stage_finished(
             task=task, seconds=time.monotonic() - began, values=artifact.manifest["summary"]
         )  # fmt: skip

@@ -26,8 +26,7 @@ class Plan:
     """What a request needs: its cells in table order, the stages to run in order, how many are already there."""
 
     study: Study
-    cells: tuple[Cell, ...]
-    scores: dict[Cell, StageTask]
+    chains: dict[Cell, list[StageTask]]  # every stage of each cell in table order; the last one is its score
     todo: tuple[StageTask, ...]
     reused: int
     name: str
@@ -81,16 +80,13 @@ def run(
 def plan(config: RunConfig, store: Path) -> Plan:
     """Work out cells and stages; the store says what is already done. Nothing is computed."""
     study = study_of(config)
-    cells = tuple(_cells(study))
     home = Store(store)
-    scores: dict[Cell, StageTask] = {}
+    chains = {cell: study.chain(cell) for cell in _cells(study)}
     todo: dict[str, StageTask] = {}
     reused: set[str] = set()
-    for cell in cells:
-        chain = study.chain(cell)
-        scores[cell] = chain[-1]
+    for chain in chains.values():
         _need(chain, home, todo, reused)
-    return Plan(study, cells, scores, _in_order(todo), len(reused), _run_name(config), store)
+    return Plan(study, chains, _in_order(todo), len(reused), _run_name(config), store)
 
 
 def _need(chain: Sequence[StageTask], home: Store, todo: dict[str, StageTask], reused: set[str]) -> None:
@@ -101,7 +97,7 @@ def _need(chain: Sequence[StageTask], home: Store, todo: dict[str, StageTask], r
         task = by_key[wanted.pop()]
         if task.key in todo or task.key in reused:
             continue
-        if home.find(task.stage, task.key):
+        if home.find_verified(task.stage, task.key):
             reused.add(task.key)
         else:
             todo[task.key] = task
@@ -193,17 +189,18 @@ def execute(
     from cfrbench import stages
 
     began = time.monotonic()
+    _record(planned, {}, None)  # from now on `clean` leaves alone what this run has finished
     if observer is not None:
         stages.WATCHERS.register(observer)
     try:
         stages.WATCHERS.hook.run_planned(plan=planned.todo, reused=planned.reused)
         failures = _run_stages(planned, executor, jobs, observers)
-        result = _gather(planned, failures, time.monotonic() - began)
-        stages.WATCHERS.hook.run_finished(name=planned.name, seconds=result.seconds)
+        record = _record(planned, failures, time.monotonic() - began)
+        stages.WATCHERS.hook.run_finished(name=planned.name, seconds=record["seconds"])
     finally:
         if observer is not None:
             stages.WATCHERS.unregister(observer)
-    return result
+    return _result(planned.name, record, Store(planned.store))
 
 
 def _run_stages(planned: Plan, executor: str, jobs: int, observers: tuple[str, ...]) -> dict[str, CfrbenchError]:
@@ -222,15 +219,19 @@ def _run_stages(planned: Plan, executor: str, jobs: int, observers: tuple[str, .
     return failures
 
 
-def _gather(planned: Plan, failures: dict[str, CfrbenchError], seconds: float) -> Result:
-    home, study = Store(planned.store), planned.study
+def _record(planned: Plan, failures: dict[str, CfrbenchError], seconds: float | None) -> dict[str, Any]:
+    """Write what was asked and which keys answer it; ``seconds`` is None as long as the run goes on."""
+    study = planned.study
     words = {task.key: task.title for task in planned.todo}
     config = study.config
     record = {
         "config": config.model_dump(mode="json"),
         "names": {"dataset": config.dataset, "concat": config.concat, "model": config.model_name, "tune": config.tune,
                   "net": config.net},
-        "cells": [asdict(cell) | {"score": task.key} for cell, task in planned.scores.items()],
+        "cells": [
+            asdict(cell) | {"score": chain[-1].key, "keys": [task.key for task in chain]}
+            for cell, chain in planned.chains.items()
+        ],
         # What was only skipped has its cause in this list too.
         "failures": {words[key]: str(error) for key, error in failures.items() if not isinstance(error, Skipped)},
         "facts": facts(study),
@@ -238,8 +239,8 @@ def _gather(planned: Plan, failures: dict[str, CfrbenchError], seconds: float) -
         "trained": len(planned.todo) - len(failures),
         "reused": planned.reused,
     }  # fmt: skip
-    home.write_run(planned.name, record)
-    return _result(planned.name, record, home)
+    Store(planned.store).write_run(planned.name, record)
+    return record
 
 
 def _result(name: str, record: dict[str, Any], home: Store) -> Result:
@@ -324,16 +325,5 @@ def read_config(reference: str, store: Path) -> RunConfig:
 
 
 def referenced(home: Store) -> set[str]:
-    """Keys that the runs of a store stand on: their scores, and whatever those were made from."""
-    waiting = [("score", cell["score"]) for record in home.runs() for cell in record["cells"]]
-    keys: set[str] = set()
-    while waiting:
-        stage, key = waiting.pop()
-        if key in keys:
-            continue
-        keys.add(key)
-        artifact = home.find(stage, key)
-        recipe = artifact.manifest["recipe"] if artifact else {}
-        links = (recipe[name] for name in ("from", "guidance") if name in recipe)
-        waiting += [(link["stage"], link["key"]) for link in links]
-    return keys
+    """Keys of every stage that the runs of a store stand on, finished or not."""
+    return {key for record in home.runs() for cell in record["cells"] for key in cell["keys"]}

@@ -37,6 +37,11 @@ class LiveBars:
         self.bars.update(self.run, total=len(plan), note=f"{reused} reused")
 
     @hookimpl
+    def stage_waiting(self, task: StageTask) -> None:
+        """Say why nothing moves."""
+        self.bars.console.print(f"  {task.title}: another process works on it, waiting")
+
+    @hookimpl
     def stage_started(self, task: StageTask, folder: str, total_steps: int) -> None:
         """Begin the inner bar anew."""
         self.bars.reset(self.stage, total=total_steps, description=task.title, visible=True, note="")
@@ -68,6 +73,11 @@ class PlainLines:
         """Say how much there is to do."""
         self.total = len(plan)
         self.console.print(f"{len(plan)} stages to run, {reused} reused")
+
+    @hookimpl
+    def stage_waiting(self, task: StageTask) -> None:
+        """Say why nothing moves."""
+        self.console.print(f"{task.title}: another process works on it, waiting", markup=False)
 
     @hookimpl
     def stage_started(self, task: StageTask, folder: str, total_steps: int) -> None:
@@ -121,10 +131,10 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     """Print cells and stages of a dry run."""
     if as_json:
         stages = [{"stage": t.stage, "key": t.key, "title": t.title} for t in plan.todo]
-        typer.echo(json.dumps({"cells": len(plan.cells), "todo": stages, "reused": plan.reused}))
+        typer.echo(json.dumps({"cells": len(plan.chains), "todo": stages, "reused": plan.reused}))
         return
     header(plan)
-    typer.echo(f"{len(plan.cells)} cells, {len(plan.todo)} stages to run, {plan.reused} reused")
+    typer.echo(f"{len(plan.chains)} cells, {len(plan.todo)} stages to run, {plan.reused} reused")
     for task in plan.todo:
         typer.echo(f"  {task.stage:<8} {task.key[:12]}  {task.title}")
 

@@ -26,9 +26,8 @@ def check_data(source: DataSource) -> None:
         require(bool(getattr(source, field, "")), f"{name} has no `{field}`.")
     require(issubclass(type(source).Config, Frozen), f"{name}.Config is not derived from cfrbench.config.Frozen.")
     names = source.class_names
-    require(
-        len(names) >= 2 and len(set(names)) == len(names), f"{name} needs two or more classes, named apart: {names}."
-    )
+    distinct = len(names) >= 2 and len(set(names)) == len(names)
+    require(distinct, f"{name} needs two or more classes, named apart, and has {names}.")
     split = source.split()
     over = {words: budget for words, budget in source.budgets.items() if not 1 <= budget <= len(split.train)}
     require(not over, f"Budgets of {name} are no number of its {len(split.train)} training cases: {over}.")
@@ -91,5 +90,5 @@ def check_pseudo(labels: Mapping[str, Tensor]) -> None:
     """Raise AssertionError if all pseudo-labels, integer maps by case, are one constant class: they guide nowhere."""
     require(bool(labels), "There are no pseudo-labels.")
     classes = {int(value) for label in labels.values() for value in torch.unique(label).tolist()}
-    require(len(classes) > 1, f"The pseudo-labels of all {len(labels)} cases are class {min(classes)} in every voxel: the "
-                              "fine-tuned model sees nothing. Fine-tune it longer or look at its input.")  # fmt: skip
+    require(len(classes) > 1, f"The pseudo-labels of all {len(labels)} cases are class {min(classes)} in every voxel: "
+                              "fine-tuning taught nothing. Train it longer, or look at its input.")  # fmt: skip

@@ -34,10 +34,8 @@ def check_model(model: FoundationModel) -> None:
                          "torch's global generator.")  # fmt: skip
     logits, again = _logits(network, model), _logits(network, model)
     side = logits.shape[-1]
-    fits = logits.ndim == 4 and tuple(logits.shape) == (1, CLASSES, side, side) and side <= model.input_size
-    require(
-        fits, f"{name} returns {tuple(logits.shape)} for one image and {CLASSES} classes, not (1, {CLASSES}, s, s)."
-    )
+    fits = tuple(logits.shape) == (1, CLASSES, side, side) and side <= model.input_size
+    require(fits, f"{name} returns {tuple(logits.shape)} for one image, not one square mask for each of {CLASSES}.")
     require(bool(torch.isfinite(logits).all()), f"{name} returns logits that are not finite.")
     require(torch.equal(logits, again), f"{name} is random in eval mode.")
     _check_normalise(model, name)
@@ -116,9 +114,8 @@ def _check_restore(
     tuner.restore(other, exported)
     changed = differences(copy_of(network), copy_of(other))
     require(not changed, f"A model restored from the export of {name} differs from the trained one in {changed[:3]}.")
-    require(
-        torch.equal(_logits(network, model), _logits(other, model)), f"A model restored by {name} predicts otherwise."
-    )
+    same = torch.equal(_logits(network, model), _logits(other, model))
+    require(same, f"A model restored by {name} predicts otherwise than the trained one.")
     with torch.no_grad():
         for parameter in [p for p in other.parameters() if p.requires_grad]:
             parameter.add_(1.0)

@@ -73,6 +73,6 @@ def _check_sides(name: str, segmenter: Segmenter) -> None:
         require(str(side) in str(error), f"{name} refuses a side of {side + 1} without naming the divisor {side}.")
         return
     except Exception as error:
-        raise AssertionError(f"{name} fails on a side of {side + 1} with {type(error).__name__} instead of a UsageError "
-                             "that says which sides fit.") from error  # fmt: skip
+        raise AssertionError(f"{name} fails on a side of {side + 1} with {type(error).__name__} instead of a "
+                             "UsageError that says which sides fit.") from error  # fmt: skip
     raise AssertionError(f"{name} takes a side of {side + 1}, though its divisor is {side}.")
