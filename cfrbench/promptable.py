@@ -171,8 +171,8 @@ def load_matching(module: nn.Module, state: Mapping[str, Tensor], *, intended: b
     left = [name for name in own if name not in fits]
     wrong = [name for name in left if not any(part in name for part in CLASS_PARTS)]
     if wrong:
-        raise WeightsError(f"The checkpoint does not fit the model: {len(wrong)} of its {len(own)} tensors are missing "
-                           f"or have another shape, the first is {wrong[0]}. Give a checkpoint of this model.")  # fmt: skip
+        raise WeightsError(f"The checkpoint does not fit the model: {len(wrong)} of {len(own)} tensors are absent or "
+                           f"of another shape, the first is {wrong[0]}. Give a checkpoint of this model.")  # fmt: skip
     module.load_state_dict(fits, strict=False)
     return left
 

@@ -30,9 +30,9 @@ TIMEOUT_S = 30.0
 #: names under which training scripts wrap the tensors of a checkpoint
 WRAPPERS = ("model", "state_dict", "model_state_dict")
 #: width and depth of the image encoder -> the model
-VITS = {(768, 12): "SAM ViT-B", (1024, 24): "SAM ViT-L", (1280, 32): "SAM ViT-H"}
+VITS: dict[tuple[int, ...], str] = {(768, 12): "SAM ViT-B", (1024, 24): "SAM ViT-L", (1280, 32): "SAM ViT-H"}
 #: shape of the first convolution of a TinyViT encoder -> the model
-TINY_VITS = {(32, 3, 1, 1): "LiteMedSAM", (32, 3, 3, 3): "MobileSAM"}
+TINY_VITS: dict[tuple[int, ...], str] = {(32, 3, 1, 1): "LiteMedSAM", (32, 3, 3, 3): "MobileSAM"}
 
 
 def weights_folder() -> Path:
@@ -97,8 +97,12 @@ def recognise(tensors: Mapping[str, Tensor]) -> str:
 def _require_digest(path: Path, sha256: str, remedy: str) -> None:
     found = digest_of(path)
     if not sha256 or not found.startswith(sha256.lower()):
-        raise WeightsError(f"{path} is damaged or another file: its SHA-256 is {found}, expected {sha256}"
-                           f"{'...' if len(sha256) < 64 else ''}. {remedy}")  # fmt: skip
+        raise WeightsError(f"{path} is damaged or another file: its SHA-256 is {found}, expected "
+                           f"{_shown(sha256)}. {remedy}")  # fmt: skip
+
+
+def _shown(sha256: str) -> str:
+    return sha256 if len(sha256) == 64 else f"{sha256}..."
 
 
 def _read_pickle(path: Path) -> Any:
@@ -207,8 +211,8 @@ def _verify(part: Path, sha256: str, url: str) -> None:
     found = sha256_file(part)
     if not found.startswith(sha256.lower()):
         part.unlink()  # to go on from wrong bytes would never end well
-        raise WeightsError(f"What {url} sent has the SHA-256 {found}, expected {sha256}{'...' if len(sha256) < 64 else ''}"
-                           ". It was removed. Try again; if it stays so, the address serves another file.")  # fmt: skip
+        raise WeightsError(f"What {url} sent has the SHA-256 {found}, expected {_shown(sha256)}. It was removed. Try "
+                           "again; if it stays so, the address serves another file.")  # fmt: skip
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from cfrbench.contracts import FoundationModel, Promptable
 from cfrbench.errors import WeightsError
 from cfrbench.hookspecs import hookimpl
 from cfrbench.promptable import ViTShape, load_matching, resize_positions, vit_sam
-from cfrbench.weights import digest_of, download, fetch_command, read_checkpoint, recognise, weights_folder
+from cfrbench.weights import digest_of, download, fetch_command, read_checkpoint, weights_folder
 
 RELEASE = "https://dl.fbaipublicfiles.com/segment_anything/"
 

@@ -81,10 +81,9 @@ class Lora(FineTuner):
         from peft import LoraConfig, inject_adapter_in_model
 
         freeze(model.image_encoder)
-        rank, alpha = self.config.rank, self.config.alpha
-        settings = LoraConfig(
-            r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(self._prepare(model.image_encoder))
-        )
+        rank = self.config.rank
+        alpha: Any = self.config.alpha  # peft says int and computes with any number
+        settings = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(self._prepare(model.image_encoder)))
         # On the encoder alone: wrapping the whole model would freeze the decoder and hit its q_proj and v_proj too.
         inject_adapter_in_model(settings, model.image_encoder)
         model.prompt_encoder.requires_grad_(True)
