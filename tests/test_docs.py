@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import io
 import json
 import re
 from pathlib import Path
@@ -145,6 +147,22 @@ def test_the_guide_shows_the_guest_as_it_is() -> None:
     shown_class = re.search(r"```python\n(class Toy.+?)```", text("write-a-plug-in.md"), flags=re.DOTALL)
     assert shown_class
     assert shown_class.group(1).strip() in guest
+
+
+SMALL = 'preset="smoke", set={"data.phantom.train": 4, "data.phantom.test": 1, "data.phantom.shape": (32, 32, 16)}'
+
+
+def test_the_python_of_the_first_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, pipeline = re.findall(r"```python\n(.+?)```", text("start.md"), flags=re.DOTALL)
+    assert 'preset="smoke")' in command
+    monkeypatch.chdir(tmp_path)  # its store is a folder beside it
+    with contextlib.redirect_stdout(io.StringIO()) as table:
+        exec(command.replace('preset="smoke"', SMALL), {})
+    assert "MT" in table.getvalue()
+    assert "cfr" in table.getvalue()
+    with contextlib.redirect_stdout(io.StringIO()) as rows:
+        exec(pipeline, {})
+    assert "'case': 'test-00'" in rows.getvalue()
 
 
 def test_the_floors_of_the_architecture_page_are_those_the_structure_test_holds() -> None:

@@ -142,9 +142,10 @@ def _measured(summary: pd.DataFrame) -> list[str]:
         return []
     counts = " or ".join(str(n) for n in sorted(set(tested["n_cases"])))
     seeds = sorted({seed for seeds in tested["seeds"] for seed in seeds})
+    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     return [
-        f"Means over {counts} test cases and seeds {', '.join(map(str, seeds))}; ± is the sample standard deviation, "
-        "of the seeds' means or of the cases within a seed."
+        f"Means over {counts} test cases and {named}; ± is the sample standard deviation, of the seeds' means or of "
+        "the cases within a seed."
     ]
 
 
