@@ -53,7 +53,10 @@ class TuningSection(Frozen):
         description="auto = the model's own; 'bezier' clamps z-scored values to [0, 1] as the official code does",
     )
     intensity_rate: float = Field(0.5, ge=0, le=1)
+    rotflip: bool | None = Field(None, description="quarter turn and flip of the crop; None = as in training")
     rotflip_canvas: bool = Field(True, description="quarter turn and flip of the finished canvas")
+    rotation_degrees: float = Field(0.0, ge=0, le=180, description="largest in-plane rotation of a crop; official: 0")
+    zoom: float = Field(1.0, ge=1, description="largest in-plane enlargement or reduction of a crop; official: 1")
 
 
 class PseudoSection(Frozen):

@@ -91,7 +91,7 @@ def score_checkpoint(weights: Path, bench: Bench, segmenter: Any) -> pd.DataFram
     import pandas as pd
 
     from cfrbench import pipeline
-    from cfrbench.promptable import read_checkpoint
+    from cfrbench.weights import read_checkpoint
 
     network = segmenter.build(1, bench.source.num_classes)
     state = {key.removeprefix("module."): tensor for key, tensor in read_checkpoint(weights).items()}

@@ -69,7 +69,7 @@ def fine_tune(
     section = bench.settings.tuning
     labeller, parameters = adapted(bench, concat, foundation, tuner, seed)
     cases = [bench.library.labelled(case) for case in labelled]
-    rotflip = bench.settings.training.rotflip
+    rotflip = bench.settings.training.rotflip if section.rotflip is None else section.rotflip
     trainee = TuningTrainee(labeller, parameters, tuner, cases, bench.tuning_patch, rotflip, seed)
 
     def rate(step: int, total: int) -> float:

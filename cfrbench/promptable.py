@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfrbench.blocked_attention import block_attention
 from cfrbench.contracts import Promptable
 from cfrbench.errors import WeightsError
 from cfrbench.files import sha256_file
@@ -70,6 +71,7 @@ def vit_sam(shape: ViTShape, input_size: int, num_classes: int, decoder: Decoder
         window_size=shape.window,
         global_attn_indexes=shape.global_blocks,
     )
+    block_attention(encoder)
     prompts = prompt_encoder(input_size // shape.patch, input_size, decoder)
     return Promptable(encoder, prompts, mask_head(num_classes, decoder))
 

@@ -13,6 +13,7 @@ from cfrbench.compute import Compute
 from cfrbench.config import Triple, TuningSection
 from cfrbench.contracts import ConcatStrategy, FineTuner, FoundationModel, Progress, Promptable
 from cfrbench.intensity import augment_intensity
+from cfrbench.jitter import draw_affine, warp_image, warp_label
 from cfrbench.losses import ce_dice
 from cfrbench.prepare import WorkingCase
 from cfrbench.sampling import draw_crop, generator, take_crop
@@ -123,7 +124,12 @@ class TuningTrainee(Trainee):
         case = self.cases[self._case_index(step, item)]
         assert case.label is not None
         draw = draw_crop(case.shape, self.patch, self.rotflip, rng)
-        return take_crop(case.image, draw), take_crop(case.label, draw)
+        image, label = take_crop(case.image, draw), take_crop(case.label, draw)
+        section = self.labeller.section
+        if section.rotation_degrees == 0 and section.zoom == 1:
+            return image, label
+        affine = draw_affine(section.rotation_degrees, section.zoom, rng)
+        return warp_image(image, affine), warp_label(label, affine)
 
     def _case_index(self, step: int, item: int) -> int:
         # Shuffled epochs without a stored generator: place `position` of epoch `epoch` is a function of both.

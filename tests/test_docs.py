@@ -169,7 +169,7 @@ def test_the_floors_of_the_architecture_page_are_those_the_structure_test_holds(
     from tests.test_structure import FLOORS
 
     rows = re.findall(r"^\| \d+ \| ([^|]+) \|", text("architecture.md"), flags=re.MULTILINE)
-    assert [tuple(re.findall(r"`(\w+)`", row)) for row in rows] == list(FLOORS)
+    assert [tuple(re.findall(r"`(\w+)`", row)) for row in rows] == FLOORS
 
 
 def test_make_check_and_pages_name_the_same_chores() -> None:

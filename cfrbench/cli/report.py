@@ -38,6 +38,22 @@ def report(
         write_atomic(output, text.encode())
 
 
+@app.command(epilog="Example:  cfrbench picture latest -o picture.png --ssl mt --labels 1")
+def picture(
+    run: Annotated[str, typer.Argument(help="A run's name, a prefix of it, or latest.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")],
+    ssl: Annotated[str | None, typer.Option(help="Which method.  [default: the first]")] = None,
+    labels: Annotated[int | None, typer.Option(help="Which budget.  [default: the first]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Which seed.  [default: the first]")] = None,
+    store: StoreOption = DEFAULT_STORE,
+) -> None:
+    """Draw image, truth, baseline and CFR twin on the test case of median gain."""
+    from cfrbench import montage
+
+    case = montage.draw_run(run, store, output, ssl=ssl, labels=labels, seed=seed)
+    typer.echo(f"{output}: case {case}")
+
+
 @app.command(epilog="Example:  cfrbench runs")
 def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the runs of a store, newest last."""
