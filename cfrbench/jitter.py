@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def draw_affine(rotation_degrees: float, zoom: float, rng: np.random.Generator) -> Tensor:
-    """A random ``(2, 3)`` map of the plane: turn within +- ``rotation_degrees``, scale log-uniform in [1/zoom, zoom]."""
+    """A random ``(2, 3)`` map of the plane: turned by up to ``rotation_degrees``, scaled by 1/zoom to zoom."""
     angle = math.radians(rotation_degrees) * float(rng.uniform(-1, 1))
     scale = math.exp(math.log(zoom) * float(rng.uniform(-1, 1)))
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale

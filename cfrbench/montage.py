@@ -37,7 +37,9 @@ def draw_run(
         rows = dice[(dice["ssl"] == cell["ssl"]) & (dice["variant"] == variant) & (dice["labels"] == cell["labels"])
                     & (dice["seed"] == cell["seed"])]  # fmt: skip
         name = cell["title"] + (" + CFR" if variant == "cfr" else "")
-        masks[f"{name}, Dice {rows['value'].mean():.1f}"] = read_labels(_masks(home, cell).path("labels.npz"))[case].numpy()
+        masks[f"{name}, Dice {rows['value'].mean():.1f}"] = read_labels(_masks(home, cell).path("labels.npz"))[
+            case
+        ].numpy()
     title = f"{result.facts['title']} {case}, {first['labels']} labelled"
     pictures.draw(volume.image.numpy(), masks, title, output)
     return case
@@ -46,7 +48,9 @@ def draw_run(
 def _masks(home: Store, cell: dict[str, object]) -> Artifact:
     keys = cell["keys"]
     assert isinstance(keys, list)
-    found = next((a for a in (home.find("predict", key) for key in keys if home.folder("predict", key).is_dir()) if a), None)
+    found = next(
+        (a for a in (home.find("predict", key) for key in keys if home.folder("predict", key).is_dir()) if a), None
+    )
     if found is None:
         raise StoreError("The predictions of this run are no longer in the store. Give the run's command again.")
     return found

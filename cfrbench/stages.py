@@ -94,8 +94,8 @@ class Run:
         """The artifact a recipe's ``{"stage", "key"}`` points to; StoreError if it has gone."""
         artifact = self.store.find(link["stage"], link["key"])
         if artifact is None:
-            raise StoreError(f"The {link['stage']} artifact {link['key'][:12]} that '{self.task.title}' needs is "
-                             f"not in {self.work.store} or is damaged. Run the command again: it is made anew.")  # fmt: skip
+            raise StoreError(f"The {link['stage']} artifact {link['key'][:12]} that '{self.task.title}' needs has gone "
+                             f"from {self.work.store}. Run the command again: it is made anew.")  # fmt: skip
         return Upstream(artifact.manifest["recipe"], artifact.path)
 
     def bench(self, *recipes: Mapping[str, Any]) -> Bench:

@@ -17,8 +17,9 @@ import pytest
 from cfrbench.files import read_log
 
 # Small, but long enough that a kill has something to hit; a checkpoint after every step.
-ARGUMENTS = ["run", "--preset", "smoke", "--ssl", "mt", "--labels", "1", "--no-bounds", "--json",
-             "--set", "tuning.steps=12", "--set", "training.steps=12", "--set", "training.checkpoint_seconds=0.001"]  # fmt: skip
+SETTINGS = ("tuning.steps=12", "training.steps=12", "training.checkpoint_seconds=0.001")
+ARGUMENTS = ["run", "--preset", "smoke", "--ssl", "mt", "--labels", "1", "--no-bounds", "--json"]
+ARGUMENTS += [part for setting in SETTINGS for part in ("--set", setting)]
 # How many log lines of the stage a kill waits for: spread over its length.
 MOMENTS = {"tune": (2, 12, 30), "pseudo": (2, 4, 7), "train": (2, 12, 30), "score": (2, 3, 4)}
 

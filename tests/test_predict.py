@@ -70,7 +70,7 @@ def test_the_answer_does_not_depend_on_how_a_scan_is_stored(store: Path, tmp_pat
 
 def test_several_models_are_never_guessed_between(store: Path) -> None:
     record = json.loads(next((store / "runs").glob("*.json")).read_text()) | {"name": "r"}
-    with pytest.raises(UsageError, match="matches several models.*--variant cfr"):
+    with pytest.raises(UsageError, match=r"matches several models.*--variant cfr"):
         choose_cell(record, {"ssl": "mt"})
     with pytest.raises(UsageError, match="matches no model"):
         choose_cell(record, {"ssl": "acmt"})

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cfrbench import registry
 from cfrbench.cli import app
@@ -32,5 +33,5 @@ def plugins(
         colour = "green" if item.status == "ok" else "red"
         words = item.status if not item.detail else f"{item.status}: {item.detail}"
         origin = f"{item.plugin.distribution} {item.plugin.version}"
-        table.add_row(item.plugin.kind, item.plugin.name, origin, f"[{colour}]{words}[/]")
+        table.add_row(item.plugin.kind, item.plugin.name, origin, Text(words, style=colour))
     Console().print(table)

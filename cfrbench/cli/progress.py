@@ -156,7 +156,8 @@ def show_result(result: Result) -> None:
     from cfrbench.report import tables
 
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(tables.to_rich(tables.comparison(result.cases, result.facts)))
+    for table in tables.all_tables(result.cases, result.facts):
+        console.print(tables.to_rich(table))
     for title, reason in result.failures.items():
         typer.secho(f"failed: {title}: {reason}", err=True, fg=typer.colors.RED)
     typer.echo(f"{result.trained} stages run, {result.reused} reused, {result.seconds:.1f} s. Run: {result.name}")

@@ -27,11 +27,13 @@ def report(
     from cfrbench.report import tables
 
     result = sweep.recall(run, store)
-    model = tables.comparison(result.cases, result.facts)
+    models = tables.all_tables(result.cases, result.facts)
     if format_ == "rich" and output is None:
-        Console().print(tables.to_rich(model))
+        for model in models:
+            Console().print(tables.to_rich(model))
         return
-    text = tables.to_csv(model) if format_ == "csv" else tables.to_markdown(model)
+    write = tables.to_csv if format_ == "csv" else tables.to_markdown
+    text = "\n".join(write(model) for model in models)
     if output is None:
         typer.echo(text)
     else:

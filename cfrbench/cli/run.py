@@ -59,20 +59,14 @@ def run(
     from cfrbench import sweep
     from cfrbench.cli import progress
 
-    settings = {
-        "pseudo.mode": pseudo, "training.guidance_weight": guidance_weight, "scoring.backend": scoring,
-        "compute.device": device, "compute.threads": threads, "compute.precision": precision,
-    }  # fmt: skip
-    asked: dict[str, Any] = {
-        "ssl": parse_names(ssl), "labels": parse_labels(labels), "dataset": dataset, "concat": concat, "tune": tune,
-        "model": model, "net": net, "preset": preset, "seeds": parse_seeds(seeds, seed_list),
-        "data_root": data_root.expanduser().absolute() if data_root else None,
-        "baseline": False if no_baseline else None, "bounds": False if no_bounds else None,
-    }  # fmt: skip
     start = sweep.read_config(config, store) if config else RunConfig()
-    values = start.model_dump() | {k: v for k, v in asked.items() if v is not None}
-    values["set"] = {**start.set, **parse_set(set_), **{k: v for k, v in settings.items() if v is not None}}
-    request = validate(RunConfig, values, "the command line")
+    request = _request(start, ssl=parse_names(ssl), labels=parse_labels(labels), dataset=dataset, concat=concat,
+                       tune=tune, model=model, net=net, preset=preset, seeds=parse_seeds(seeds, seed_list),
+                       data_root=data_root.expanduser().absolute() if data_root else None,
+                       baseline=False if no_baseline else None, bounds=False if no_bounds else None,
+                       set={**parse_set(set_), "pseudo.mode": pseudo, "training.guidance_weight": guidance_weight,
+                            "scoring.backend": scoring, "compute.device": device, "compute.threads": threads,
+                            "compute.precision": precision})  # fmt: skip
     planned = sweep.plan(request, store)
     if dry_run:
         progress.show_plan(planned, as_json)
@@ -89,3 +83,10 @@ def run(
         progress.show_result(result)
     if result.failures:
         raise typer.Exit(1)
+
+
+def _request(start: RunConfig, **asked: Any) -> RunConfig:
+    """``start`` with everything that was asked for; None means not asked."""
+    values = start.model_dump() | {k: v for k, v in asked.items() if v is not None}
+    values["set"] = {**start.set, **{k: v for k, v in asked["set"].items() if v is not None}}
+    return validate(RunConfig, values, "the command line")

@@ -50,7 +50,7 @@ def draw(image: NDArray[Any], masks: Mapping[str, NDArray[Any]], title: str, pat
         axis.set_title(name, fontsize=9)
         axis.set_axis_off()
         for number in range(1, 1 + (0 if mask is None else int(mask.max()))):
-            layer = (mask[:, :, index].T == number).astype(float) if mask is not None else None
+            layer = (number == mask[:, :, index].T).astype(float) if mask is not None else None
             if layer is not None and layer.any():
                 axis.contour(layer, levels=[0.5], colors=COLOURS[(number - 1) % len(COLOURS)], linewidths=1.4)
     figure.suptitle(f"{title}, slice {index}", fontsize=9)

@@ -68,6 +68,12 @@ def comparison(cases: pd.DataFrame, facts: Facts) -> Table:
     return Table(_title(facts), tuple(shown), tuple(zip(*shown.values(), strict=True)), notes)
 
 
+def all_tables(cases: pd.DataFrame, facts: Facts) -> list[Table]:
+    """The comparison, and with several organs a table of their Dice one by one."""
+    tables = [comparison(cases, facts)]
+    return [*tables, by_class(cases, facts)] if cases["class"].nunique() > 1 else tables
+
+
 def by_class(cases: pd.DataFrame, facts: Facts) -> Table:
     """Dice of every class, one column each, in the order of the data set; ``0*`` for a class never found."""
     scores = frames.per_class(cases)

@@ -78,10 +78,6 @@ class Phantom(SyntheticSource):
         label = ((whole < 0) & (body < VEIN_LABEL_MM)).astype(np.uint8)
         return acquire(rng, image, self.config, BLUR_MM, self.spacing_mm), label
 
-    def protocol(self, preset: str) -> Mapping[str, object]:
-        """Recommended settings; `paper` keeps the official schedule on crops that fit these volumes."""
-        return PROTOCOLS[preset]
-
 
 def _thorax(rng: np.random.Generator, points: Array, heart: Array, tissue: Tissue) -> Array:
     """Lungs, the tissue between them, the spine; muscle is mottled."""
@@ -148,26 +144,3 @@ def _veins(rng: np.random.Generator, heart: Array, vary: float) -> Array:
 def data_sources() -> list[type[DataSource]]:
     """The phantom source."""
     return [Phantom]
-
-
-PROTOCOLS: dict[str, dict[str, object]] = {
-    "smoke": {
-        "training.patch": (16, 16, 16),
-        "training.rotflip": False,
-        "tuning.canvas": 64,
-        "inference.stride_xy": 16,
-        "inference.stride_z": 16,
-    },
-    "quick": {
-        "training.steps": 300,
-        "training.patch": (32, 32, 16),
-        "training.rotflip": False,
-        "tuning.steps": 300,
-        "tuning.patch": (40, 40, 16),
-        "tuning.canvas": 160,
-        "model.lite-medsam.input_size": 128,
-        "inference.stride_xy": 8,
-        "inference.stride_z": 16,
-    },
-    "paper": {},
-}

@@ -7,7 +7,7 @@ lost beside the liver, the stomach's content is never the same twice, and bowel 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +72,6 @@ class PhantomOrgans(SyntheticSource):
             paint(image, organs[number], mottled, EDGE_MM)
             label[organs[number] < 0] = number
         return acquire(rng, image, self.config, BLUR_MM, self.spacing_mm), label
-
-    def protocol(self, preset: str) -> Mapping[str, Any]:
-        """Recommended settings of a preset, calibrated on supervised training alone."""
-        return PROTOCOLS[preset]
 
 
 def _tissue(rng: np.random.Generator, jitter: float) -> dict[str, float]:
@@ -152,27 +148,3 @@ def _kidney(body: Array, centre_mm: NDArray[np.float64], radii_mm: NDArray[np.fl
 def data_sources() -> list[type[DataSource]]:
     """The phantom-organs source."""
     return [PhantomOrgans]
-
-
-#: preset -> settings; organs are known by where they lie, so nothing is turned or flipped (as with CT in the paper)
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "training.patch": (16, 16, 16),
-        "training.rotflip": False,
-        "tuning.canvas": 64,
-        "inference.stride_xy": 16,
-        "inference.stride_z": 16,
-    },
-    "quick": {
-        "training.steps": 300,
-        "training.patch": (32, 32, 16),
-        "training.rotflip": False,
-        "tuning.steps": 300,
-        "tuning.patch": (40, 40, 16),
-        "tuning.canvas": 160,
-        "model.lite-medsam.input_size": 128,
-        "inference.stride_xy": 8,
-        "inference.stride_z": 16,
-    },
-    "paper": {},
-}

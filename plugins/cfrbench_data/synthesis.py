@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +41,43 @@ class Difficulty(Frozen):
     noise: float = Field(1.0, ge=0, le=4, description="scanner noise")
     bias: float = Field(1.0, ge=0, le=4, description="slow brightness change across the image")
     lookalikes: float = Field(1.0, ge=0, le=3, description="unlabelled structures as bright as the labelled ones")
+
+
+#: preset -> settings of every synthetic set. Poses vary little, so nothing is turned by quarters or mirrored.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "training.patch": (16, 16, 16),
+        "training.rotflip": False,
+        "tuning.canvas": 64,
+        "inference.stride_xy": 16,
+        "inference.stride_z": 16,
+    },
+    # On a grid of half the resolution a whole volume is one canvas of 4 x 4 tiles, seen by LiteMedSAM at 128 pixels.
+    "quick": {
+        "grid.downsample": 2,
+        "training.steps": 300,
+        "training.lr": 0.03,
+        "training.patch": (32, 32, 16),
+        "training.rotflip": False,
+        "tuning.steps": 300,
+        "tuning.patch": (40, 40, 16),
+        "tuning.canvas": 160,
+        "tuning.rotflip": False,
+        "tuning.rotflip_canvas": False,
+        "tuning.rotation_degrees": 15.0,
+        "tuning.zoom": 1.2,
+        "model.lite-medsam.input_size": 128,
+        "inference.stride_xy": 8,
+        "inference.stride_z": 16,
+    },
+    # The official schedule on crops that fit these volumes.
+    "paper": {
+        "training.patch": (64, 64, 32),
+        "training.rotflip": False,
+        "inference.stride_xy": 16,
+        "inference.stride_z": 16,
+    },
+}
 
 
 class SyntheticSource(DataSource):
@@ -79,6 +118,10 @@ class SyntheticSource(DataSource):
         split = self.split()
         knobs = self.config.model_dump(exclude={"train", "test"})
         return {case: digest([self.name, VERSION, knobs, case]) for case in (*split.train, *split.test)}
+
+    def protocol(self, preset: str) -> Mapping[str, Any]:
+        """Recommended settings of a preset."""
+        return PROTOCOLS[preset]
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -152,7 +195,7 @@ def ellipsoid(points: Array, centre_mm: Sequence[float], radii_mm: Sequence[floa
 def tube(points: Array, path_mm: Sequence[Sequence[float]], radius_mm: float) -> Array:
     """Signed distance of a round tube along a polyline ``(knots, 3)``."""
     knots = np.asarray(path_mm, dtype=np.float32)
-    pieces = [_segment(points, start, end) for start, end in zip(knots[:-1], knots[1:], strict=True)]
+    pieces = [_segment(points, start, end) for start, end in pairwise(knots)]
     return np.sqrt(np.minimum.reduce(pieces)) - np.float32(radius_mm)
 
 
