@@ -62,5 +62,7 @@ def _recomputed(*arguments: Any) -> Tensor:
 def _attend(query: Tensor, row_bias: Tensor, column_bias: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Queries ``(N, h, W, c)`` on keys and values ``(N, H W, c)``; biases ``(N, h, W, H)`` and ``(N, h, W, W)``."""
     scores = (query.flatten(1, 2) * scale) @ key.transpose(1, 2)
-    bias = row_bias.unsqueeze(-1) + column_bias.unsqueeze(-2)
-    return (scores + bias.view_as(scores)).softmax(dim=-1) @ value
+    scores = scores.view(*scores.shape[:2], row_bias.shape[-1], column_bias.shape[-1])
+    scores = scores + row_bias.flatten(1, 2).unsqueeze(-1) + column_bias.flatten(1, 2).unsqueeze(-2)
+    mixed: Tensor = scores.flatten(2).softmax(dim=-1) @ value
+    return mixed
