@@ -143,7 +143,8 @@ def _read(path: Path, axcodes: str | None, content: str) -> ImageFile:
             stored = np.asarray(image.dataobj, dtype=np.float32).reshape(shape[:3])
         start = _orientation(path, image.affine)
     except _DAMAGE as error:
-        raise DataError(f"{path} is no readable NIfTI file ({error}). It is cut short or damaged: copy or convert it "
+        cause = " ".join(str(error).split())  # nibabel writes over several lines
+        raise DataError(f"{path} is no readable NIfTI file ({cause}). It is cut short or damaged: copy or convert it "
                         "again.") from error  # fmt: skip
     turn = nib.orientations.ornt_transform(start, start if target is None else nib.orientations.axcodes2ornt(target))
     codes = "".join(nib.orientations.ornt2axcodes(start)) if target is None else target

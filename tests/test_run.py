@@ -165,3 +165,24 @@ def test_help_and_plugins_answer_at_once_without_torch() -> None:
         lines = [r.stderr.strip().splitlines()[-1].split() for r in runs]
         assert {line[1] for line in lines} == {"False"}
         assert min(float(line[0]) for line in lines) < limit
+
+
+def test_tensorboard_curves_are_written_beside_the_stages(tmp_path: Path) -> None:
+    arguments = [
+        "run",
+        "--preset",
+        "smoke",
+        "--ssl",
+        "mt",
+        "--labels",
+        "1",
+        "--no-bounds",
+        "--json",
+        "--log",
+        "tensorboard",
+    ]
+    done = call(*arguments, "--store", str(tmp_path), *options())
+    assert done.exit_code == 0, done.output
+    stages = {folder.name.partition("-")[0] for folder in (tmp_path / "tensorboard").iterdir()}
+    assert {"tune", "train"} <= stages
+    assert all(list(folder.glob("events.*")) for folder in (tmp_path / "tensorboard").iterdir())

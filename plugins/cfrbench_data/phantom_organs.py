@@ -52,7 +52,7 @@ class PhantomOrgans(SyntheticSource):
     title = "Phantom organs"
     class_names = ("background", "liver", "spleen", "right kidney", "left kidney", "stomach", "aorta")
     budgets: ClassVar[Mapping[str, int]] = {"scarce": 1, "moderate": 4}
-    field_of_view_mm = (320.0, 320.0, 192.0)
+    field_of_view_mm = (300.0, 250.0, 180.0)
 
     def draw(self, rng: np.random.Generator, points: Array) -> tuple[Array, NDArray[np.uint8]]:
         """One abdomen: image and label, organs numbered as in ``class_names``."""
@@ -126,8 +126,8 @@ def _organs(rng: np.random.Generator, body: Array, vary: float) -> dict[int, Arr
     antrum = tube(body, (near((56, -32, 20), 5), near((28, -56, -4), 6), near((-8, -52, -12), 6)), rng.uniform(13, 19))
     kidneys = [_kidney(body, near((side * 66, 46, height), 6), grown((25, 21, 44)), side)
                for side, height in ((-1, -42), (1, -28))]  # fmt: skip
-    x, y, _ = near((12, 32, 0), 3)
-    aorta = tube(body, ((x, y, -140), (x + 2, y - 2, 0), (x - 3, y + 2, 140)), rng.uniform(9, 12))
+    x, y, _ = near((14, 31, 0), 3)
+    aorta = tube(body, ((x, y, -140), (x + 2, y - 2, 0), (x - 3, y + 2, 140)), rng.uniform(12, 15))
     return {
         1: blend(right, left_lobe, 20.0),
         2: ellipsoid(body, near((96, 30, 34), 6), grown((22, 34, 36))),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from scipy import ndimage
 from scipy.interpolate import CubicSpline
@@ -55,6 +55,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     # On a grid of half the resolution a whole volume is one canvas of 4 x 4 tiles, seen by LiteMedSAM at 128 pixels.
     "quick": {
         "grid.downsample": 2,
+        "net.vnet.depth": 3,  # a fourth halving would leave one slice at the bottom
         "training.steps": 300,
         "training.lr": 0.03,
         "training.patch": (32, 32, 16),
@@ -110,8 +111,8 @@ class SyntheticSource(DataSource):
         """Draw one case."""
         spacing_mm = self.spacing_mm
         image, label = self.draw(self._rng(case), voxel_centres(self.config.shape, spacing_mm))
-        volume = (torch.from_numpy(np.ascontiguousarray(array)) for array in (image, label))
-        return checked_volume(f"{self.name} case {case}", *volume, self.num_classes, spacing_mm)
+        where = f"{self.name} case {case}"
+        return checked_volume(where, torch.from_numpy(image), torch.from_numpy(label), self.num_classes, spacing_mm)
 
     def fingerprint(self) -> Mapping[str, str]:
         """Hash of everything a case is drawn from; nothing is drawn for it."""
@@ -164,13 +165,14 @@ def warp(rng: np.random.Generator, points: Array, amplitude_mm: float) -> Array:
     return points + amplitude_mm * np.stack(shift)
 
 
-def rotation(angles_degree: Sequence[float]) -> NDArray[np.float64]:
+def rotation(angles_degree: ArrayLike) -> NDArray[np.float64]:
     """Rotation matrix about the third, second and first axis, in this order."""
     z, y, x = np.deg2rad(np.asarray(angles_degree, dtype=np.float64))
     about_z = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
     about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
     about_x = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
-    return about_x @ about_y @ about_z
+    turn: NDArray[np.float64] = about_x @ about_y @ about_z
+    return turn
 
 
 def posed(points: Array, turn: NDArray[np.float64], scale: float, shift_mm: NDArray[np.float64]) -> Array:
@@ -183,7 +185,7 @@ def posed(points: Array, turn: NDArray[np.float64], scale: float, shift_mm: NDAr
 # shapes
 
 
-def ellipsoid(points: Array, centre_mm: Sequence[float], radii_mm: Sequence[float]) -> Array:
+def ellipsoid(points: Array, centre_mm: ArrayLike, radii_mm: ArrayLike) -> Array:
     """Signed distance of an ellipsoid, exact to first order near its surface."""
     radii = np.asarray(radii_mm, dtype=np.float32)[:, None, None, None]
     offset = (points - np.asarray(centre_mm, dtype=np.float32)[:, None, None, None]) / radii
@@ -192,7 +194,7 @@ def ellipsoid(points: Array, centre_mm: Sequence[float], radii_mm: Sequence[floa
     return level * (level - 1) / np.maximum(slope, 1e-6)
 
 
-def tube(points: Array, path_mm: Sequence[Sequence[float]], radius_mm: float) -> Array:
+def tube(points: Array, path_mm: Sequence[ArrayLike], radius_mm: float) -> Array:
     """Signed distance of a round tube along a polyline ``(knots, 3)``."""
     knots = np.asarray(path_mm, dtype=np.float32)
     pieces = [_segment(points, start, end) for start, end in pairwise(knots)]
