@@ -134,6 +134,7 @@ def _read(path: Path, axcodes: str | None, content: str) -> ImageFile:
         raise DataError(f"{path} does not exist or is no file. Give a NIfTI file (.nii, .nii.gz).")
     _require_nifti(path)
     try:
+        _verify_gzip(path)
         image = nib.load(path)
         if not isinstance(image, nib.Nifti1Image):
             raise ValueError(f"it is a {type(image).__name__}")
@@ -155,6 +156,14 @@ def _read(path: Path, axcodes: str | None, content: str) -> ImageFile:
 def _require_nifti(path: Path) -> None:
     if not path.name.endswith(SUFFIXES):
         raise DataError(f"{path} is not named as a NIfTI file. Convert to .nii or .nii.gz, or correct the name.")
+
+
+def _verify_gzip(path: Path) -> None:
+    """Read a compressed file to its end, where the checksum is; nibabel stops before it and returns damaged voxels."""
+    if path.name.endswith(".gz"):
+        with gzip.open(path) as file:
+            while file.read(1 << 22):
+                continue
 
 
 def _require_scalar_volume(path: Path, shape: Sequence[int], dtype: np.dtype[Any], content: str) -> None:

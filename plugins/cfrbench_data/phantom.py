@@ -137,7 +137,8 @@ def _veins(rng: np.random.Generator, heart: Array, vary: float) -> Array:
             end = np.array([side * 55, 8, level * 17]) + vary * rng.normal(0, 7, 3)
             path = (np.array([side * 10, 4, level * (4 if joined else 8)]), bend, end)
             veins.append(tube(heart, path, rng.uniform(4.0, 5.5)))
-    return np.minimum.reduce(veins)
+    together: Array = np.minimum.reduce(veins)
+    return together
 
 
 @hookimpl

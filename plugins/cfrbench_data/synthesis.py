@@ -191,14 +191,16 @@ def ellipsoid(points: Array, centre_mm: ArrayLike, radii_mm: ArrayLike) -> Array
     offset = (points - np.asarray(centre_mm, dtype=np.float32)[:, None, None, None]) / radii
     level = np.sqrt(np.einsum("i...,i...", offset, offset))
     slope = np.sqrt(np.einsum("i...,i...", offset / radii, offset / radii))
-    return level * (level - 1) / np.maximum(slope, 1e-6)
+    distance: Array = level * (level - 1) / np.maximum(slope, 1e-6)
+    return distance
 
 
-def tube(points: Array, path_mm: Sequence[ArrayLike], radius_mm: float) -> Array:
+def tube(points: Array, path_mm: Sequence[ArrayLike] | NDArray[np.float64], radius_mm: float) -> Array:
     """Signed distance of a round tube along a polyline ``(knots, 3)``."""
     knots = np.asarray(path_mm, dtype=np.float32)
     pieces = [_segment(points, start, end) for start, end in pairwise(knots)]
-    return np.sqrt(np.minimum.reduce(pieces)) - np.float32(radius_mm)
+    distance: Array = np.sqrt(np.minimum.reduce(pieces)) - np.float32(radius_mm)
+    return distance
 
 
 def _segment(points: Array, start: Array, end: Array) -> Array:
@@ -214,7 +216,8 @@ def _segment(points: Array, start: Array, end: Array) -> Array:
 def blend(a: Array, b: Array, width_mm: float) -> Array:
     """Union of two shapes with a rounded joint (polynomial smooth minimum)."""
     overlap = np.maximum(width_mm - np.abs(a - b), 0) / width_mm
-    return np.minimum(a, b) - overlap * overlap * np.float32(width_mm / 4)
+    joined: Array = np.minimum(a, b) - overlap * overlap * np.float32(width_mm / 4)
+    return joined
 
 
 def paint(image: Array, distance_mm: Array, value: float | Array, edge_mm: float = 1.5) -> None:
