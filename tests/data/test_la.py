@@ -64,6 +64,17 @@ def test_shipped_split_is_the_fields(tmp_path: Path) -> None:
     assert split.note == "2 of 80 training and 1 of 20 test cases present"
 
 
+def test_own_lists_that_are_a_part_of_the_fields_say_so(tmp_path: Path) -> None:
+    train, test = ((SHIPPED / f"la_{role}.txt").read_text().split() for role in ("train", "test"))
+    for number, case in enumerate((train[1], train[0], test[0])):
+        write_case(tmp_path, case, number)
+    (tmp_path / "train.list").write_text(f"{train[1]}\n{train[0]}\n")
+    (tmp_path / "test.list").write_text(f"{test[0]}\n")
+    split = LeftAtrium(root=tmp_path).split()
+    assert split.train == (train[1], train[0])
+    assert split.note == "2 of 80 training and 1 of 20 test cases present"
+
+
 def test_fingerprint_is_the_sha256_of_each_file(tmp_path: Path) -> None:
     source = make_root(tmp_path)
     expected = {c: hashlib.sha256((tmp_path / FOLDER / c / "mri_norm2.h5").read_bytes()).hexdigest() for c in "abc"}

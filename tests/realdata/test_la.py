@@ -24,9 +24,8 @@ def test_split_is_the_beginning_of_the_fields(source: LeftAtrium) -> None:
     train, test = ((SHIPPED / f"la_{role}.txt").read_text().split() for role in ("train", "test"))
     assert split.train == tuple(train[:20])
     assert split.test == tuple(test[:8])
-    assert (
-        split.note == "20 of 80 training and 8 of 20 test cases present"
-    )  # its own lists are shorter than the field's
+    # Its own lists name exactly what is there, and that is less than the field's.
+    assert split.note == "20 of 80 training and 8 of 20 test cases present"
 
 
 def test_shipped_split_on_a_partial_set_says_so(source: LeftAtrium, tmp_path: Path) -> None:
@@ -49,7 +48,7 @@ def test_every_volume_is_what_the_field_describes(source: LeftAtrium) -> None:
         assert 120 <= volume.shape[1] <= 170
         assert volume.shape[2] == 88
         assert set(torch.unique(volume.label).tolist()) == {0, 1}
-        assert 0.3 < float(volume.image.mean()) < 2  # z-scored before the crop, so not around 0
+        assert 0.1 < float(volume.image.mean()) < 2  # z-scored before the crop, so not around 0
 
 
 def test_nothing_to_complain_about(source: LeftAtrium) -> None:
