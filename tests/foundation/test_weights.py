@@ -172,6 +172,12 @@ class Handler(BaseHTTPRequestHandler):
         """Stay silent."""
 
 
+@pytest.fixture(autouse=True)
+def _direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy of the surroundings has no business with the loopback server."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as running:

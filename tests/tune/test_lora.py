@@ -17,16 +17,19 @@ from cfrbench_foundation.sam import SamViTB
 from cfrbench_foundation.tiny import TinySam
 from cfrbench_tune.lora import Lora, SplitQKV
 
+SIZE = 32  # pixels
 #: what the official code flags trainable although no gradient ever reaches it
 SILENT = ("iou_prediction_head", "point_embeddings", "not_a_point_embed", "mask_downscaling")
 
 
 def foundation(name: str) -> FoundationModel:
-    return TinySam() if name == "tiny" else LiteMedSam(LiteMedSam.Config(input_size=64))
+    return (
+        TinySam(TinySam.Config(input_size=SIZE)) if name == "tiny" else LiteMedSam(LiteMedSam.Config(input_size=SIZE))
+    )
 
 
 def images() -> Tensor:
-    return torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    return torch.rand(2, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
 
 
 def adapted(name: str, classes: int = 3, **values: object) -> tuple[Promptable, Lora, list[nn.Parameter]]:
@@ -37,10 +40,10 @@ def adapted(name: str, classes: int = 3, **values: object) -> tuple[Promptable, 
 
 def train(model: Promptable, parameters: list[nn.Parameter], steps: int = 3) -> None:
     optimiser = torch.optim.AdamW(parameters, lr=1e-2)
-    target = torch.randint(0, 3, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    target = torch.randint(0, 3, (2, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
     for _ in range(steps):
         model.train()
-        logits = F.interpolate(model(images()), size=(64, 64), mode="bilinear")
+        logits = F.interpolate(model(images()), size=(SIZE, SIZE), mode="bilinear")
         optimiser.zero_grad()
         F.cross_entropy(logits, target).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -194,16 +197,17 @@ def test_unknown_encoders_are_refused(encoder: str | None, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("classes", "total", "trainable", "effective"),
+    ("size", "classes", "total", "trainable", "effective"),
     [
-        (1, 93_602_286, 3_931_374, 3_793_312),
-        (13, 95_286_138, 5_615_226, 5_474_080),
-        (8, 94_584_533, 4_913_621, 4_773_760),
+        (1024, 1, 93_602_286, 3_931_374, 3_793_312),
+        (1024, 13, 95_286_138, 5_615_226, 5_474_080),
+        (1024, 8, 94_584_533, 4_913_621, 4_773_760),
+        (512, 8, 92_192_469, 4_913_621, 4_773_760),
     ],
 )
-def test_parameter_counts_of_cfr(classes: int, total: int, trainable: int, effective: int) -> None:
+def test_parameter_counts_of_cfr_and_samed(size: int, classes: int, total: int, trainable: int, effective: int) -> None:
     with torch.device("meta"):
-        model = vit_sam(SamViTB.shape, 1024, classes + 1)
+        model = vit_sam(SamViTB.shape, size, classes + 1)
         parameters = Lora().adapt(model)
     assert sum(p.numel() for p in model.parameters()) == total
     assert sum(p.numel() for p in parameters) == trainable
