@@ -56,7 +56,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "quick": {
         "grid.downsample": 2,
         "net.vnet.depth": 3,  # a fourth halving would leave one slice at the bottom
-        "training.steps": 300,
+        "training.steps": 400,
         "training.lr": 0.03,
         "training.patch": (32, 32, 16),
         "training.rotflip": False,
