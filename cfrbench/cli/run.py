@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cfrbench.cli import app
 from cfrbench.cli.common import DEFAULT_STORE, StoreOption, parse_labels, parse_names, parse_seeds, parse_set
 from cfrbench.config import PresetName, RunConfig, validate
+
+if TYPE_CHECKING:
+    from cfrbench.sweep import Plan
 
 EXAMPLES = """
 Examples:
@@ -70,13 +73,18 @@ def run(
     planned = sweep.plan(request, store)
     if dry_run:
         progress.show_plan(planned, as_json)
-        return
+    else:
+        _execute(planned, executor, jobs, parse_names(log) or (), as_json)
+
+
+def _execute(planned: Plan, executor: str, jobs: int, observers: tuple[str, ...], as_json: bool) -> None:
+    from cfrbench import sweep
+    from cfrbench.cli import progress
+
     if not as_json:
         progress.header(planned)
     with progress.watch(quiet=as_json) as observer:
-        result = sweep.execute(
-            planned, executor=executor, jobs=jobs, observer=observer, observers=parse_names(log) or ()
-        )
+        result = sweep.execute(planned, executor=executor, jobs=jobs, observer=observer, observers=observers)
     if as_json:
         typer.echo(json.dumps(result.as_json(), allow_nan=False))
     else:
