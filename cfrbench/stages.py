@@ -252,7 +252,7 @@ def check_patch(segmenter: Segmenter, patch: Triple, precision: str) -> None:
     # Measured with torch 2.14.1 on a CPU: the weight gradient of a bf16 3x3x3 convolution is wrong, and not always
     # infinite, where the first spatial side is 2 (sides 1, 3, 4 and 5 are right). It gets there by halving.
     if precision != "fp32" and patch[0] <= 2 * segmenter.divisor:
-        raise ConfigError(f"The training patch {patch} is halved to a first side of 2 in '{segmenter.name}', where "
+        raise ConfigError(f"The patch {patch} is halved to a first side of 2 inside '{segmenter.name}', where "
                           f"gradients in {precision} are wrong. Use --precision fp32, a larger training.patch, or fewer "
                           f"halvings (net.{segmenter.name}.depth).")  # fmt: skip
 

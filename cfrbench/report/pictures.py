@@ -49,11 +49,16 @@ def draw(image: NDArray[Any], masks: Mapping[str, NDArray[Any]], title: str, pat
         axis.imshow(image[:, :, index].T, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
         axis.set_title(name, fontsize=9)
         axis.set_axis_off()
-        for number in range(1, 1 + (0 if mask is None else int(mask.max()))):
-            layer = (number == mask[:, :, index].T).astype(float) if mask is not None else None
-            if layer is not None and layer.any():
-                axis.contour(layer, levels=[0.5], colors=COLOURS[(number - 1) % len(COLOURS)], linewidths=1.4)
+        if mask is not None:
+            _contours(axis, mask[:, :, index].T)
     figure.suptitle(f"{title}, slice {index}", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+def _contours(axis: Any, mask: NDArray[Any]) -> None:
+    for number in range(1, 1 + int(mask.max())):
+        layer = np.asarray(mask == number, dtype=float)
+        if layer.any():
+            axis.contour(layer, levels=[0.5], colors=COLOURS[(number - 1) % len(COLOURS)], linewidths=1.4)
