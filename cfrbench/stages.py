@@ -253,7 +253,7 @@ def check_patch(segmenter: Segmenter, patch: Triple, precision: str) -> None:
     # infinite, where the first spatial side is 2 (sides 1, 3, 4 and 5 are right). It gets there by halving.
     if precision != "fp32" and patch[0] <= 2 * segmenter.divisor:
         raise ConfigError(f"The patch {patch} is halved to a first side of 2 inside '{segmenter.name}', where "
-                          f"gradients in {precision} are wrong. Use --precision fp32, a larger training.patch, or fewer "
+                          f"gradients in {precision} are wrong. Use --precision fp32, a larger patch, or fewer "
                           f"halvings (net.{segmenter.name}.depth).")  # fmt: skip
 
 
