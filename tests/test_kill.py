@@ -17,7 +17,10 @@ import pytest
 from cfrbench.files import read_log
 
 # Small, but long enough that a kill has something to hit; a checkpoint after every step.
-SETTINGS = ("tuning.steps=12", "training.steps=12", "training.checkpoint_seconds=0.001")
+SETTINGS = (
+    "tuning.steps=12", "training.steps=12", "training.checkpoint_seconds=0.001",
+    "data.phantom.train=8", "data.phantom.test=6", "data.phantom.shape=[32,32,16]",
+)  # fmt: skip
 ARGUMENTS = ["run", "--preset", "smoke", "--ssl", "mt", "--labels", "1", "--no-bounds", "--json"]
 ARGUMENTS += [part for setting in SETTINGS for part in ("--set", setting)]
 # How many log lines of the stage a kill waits for: spread over its length.
