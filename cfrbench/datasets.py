@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from cfrbench.contracts import DataSource
 from cfrbench.errors import DataError
+from cfrbench.files import sha256_file
 from cfrbench.volume import Split, Volume
 
 #: endings that the list files of the field carry (MagicNet writes ``case0031.npy.h5``)
@@ -109,8 +110,7 @@ def _member(path: Path, file: h5py.File, name: str) -> NDArray[Any]:
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes; DataError if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_file(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}. Restore the file or take the case off the list.") from error
 

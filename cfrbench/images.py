@@ -7,8 +7,6 @@ rotated, oblique and anisotropic grids too.
 from __future__ import annotations
 
 import gzip
-import os
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +17,8 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from cfrbench.errors import DataError
+from cfrbench.errors import DataError, StoreError
+from cfrbench.files import write_atomic
 
 nib: Any = nibabel  # half-typed upstream: a strict checker objects to every call otherwise
 
@@ -209,26 +208,9 @@ def _inverse(turn: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _replace(path: Path, payload: bytes) -> None:
-    """Write next to the target, then rename: a reader sees the old file or the whole new one."""
+    """Write the whole file or nothing; DataError if the folder does not take it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
+        write_atomic(path, payload)
+    except (OSError, StoreError) as error:
         raise DataError(f"{path} cannot be written: {error}. Choose a folder you may write to.") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    """The process's file mode mask, which a temporary file ignores and a finished one must follow."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
