@@ -22,9 +22,24 @@ def undo_rotflip_canvas(canvas: Tensor, k: int, axis: int) -> Tensor:
     return torch.rot90(canvas.flip(axis - 2), -k, (-2, -1))
 
 
+def resample(slices: Tensor, size: tuple[int, int], *, antialias: bool = True) -> Tensor:
+    """Resize slices ``(..., h, w)`` to ``(..., *size)``, pixel centres kept in proportion.
+
+    Floats: bilinear. Integers are labels: the nearest pixel is picked, so no new value comes up.
+    """
+    if slices.is_floating_point():
+        return _resize(slices, size, antialias=antialias)
+    for axis, length in zip((-2, -1), size, strict=True):
+        if slices.shape[axis] != length:
+            centres = torch.arange(length, device=slices.device) * 2 + 1
+            # floor((i + 0.5) * old / new) without rounding
+            slices = slices.index_select(axis, centres * slices.shape[axis] // (2 * length))
+    return slices
+
+
 def resize_canvas(canvas: Tensor, size: int) -> Tensor:
     """Resize images ``(..., S, S)`` to ``(..., size, size)``: bilinear, antialiased. UsageError for labels."""
-    return _resize(canvas, size, antialias=True)
+    return _resize(_checked(canvas), (size, size), antialias=True)
 
 
 def resize_logits(logits: Tensor, size: int) -> Tensor:
@@ -32,15 +47,33 @@ def resize_logits(logits: Tensor, size: int) -> Tensor:
 
     Labels are never resized: logits are brought back to the canvas on which the label stands.
     """
-    return _resize(logits, size, antialias=False)
+    return _resize(_checked(logits), (size, size), antialias=False)
 
 
-def _resize(images: Tensor, size: int, *, antialias: bool) -> Tensor:
+def _checked(images: Tensor) -> Tensor:
     if not images.is_floating_point():
         raise UsageError(f"A canvas of {images.dtype} holds labels, which are not resized. Resize the logits instead.")
-    if images.shape[-2:] == (size, size):
+    return images
+
+
+def thinned(labels: Tensor, size: int) -> Tensor:
+    """Pick ``size`` x ``size`` evenly spaced labels of ``(..., S, S)``: the nearest zoom of hitachinsk/SAMed."""
+    pick = torch.arange(size, device=labels.device) * labels.shape[-1] // size
+    return labels[..., pick.unsqueeze(1), pick]
+
+
+def _resize(images: Tensor, size: tuple[int, int], *, antialias: bool) -> Tensor:
+    if images.shape[-2:] == size:
         return images
     flat = images.reshape(-1, 1, *images.shape[-2:])
     wide = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat  # no antialiasing in half on CPU
-    resized = F.interpolate(wide, (size, size), mode="bilinear", align_corners=False, antialias=antialias)
-    return resized.reshape(*images.shape[:-2], size, size).to(images.dtype)
+    if antialias and size[1] == 1:
+        # torch repeats one row of an image that is one pixel wide (seen in 2.15), so that axis goes alone.
+        resized = _bilinear(_bilinear(wide, (wide.shape[-2], 1), True).mT, (1, size[0]), True).mT
+    else:
+        resized = _bilinear(wide, size, antialias)
+    return resized.reshape(*images.shape[:-2], *size).to(images.dtype)
+
+
+def _bilinear(images: Tensor, size: tuple[int, int], antialias: bool) -> Tensor:
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=antialias)

@@ -8,48 +8,23 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from cfrbench import registry
 from cfrbench.config import Triple
 from cfrbench.contracts import Layout
 from cfrbench.errors import UsageError
-from cfrbench_concat.grid import Grid, GridLayout, smallest_canvas
-from tests.concat.plain import plain_axis, plain_forward, plain_inverse
+from cfrbench.tiling import GridLayout
+from cfrbench_concat.grid import Grid
+from tests.concat.laws import dtypes, leads, numbered, shapes
+from tests.concat.plain import plain_forward, plain_inverse, what_is_lost
 
-sides = st.integers(1, 200)
-shapes = st.tuples(sides, sides, st.integers(1, 130))
 toy_shapes = st.tuples(st.integers(1, 14), st.integers(1, 14), st.integers(1, 30))
-dtypes = st.sampled_from([torch.uint8, torch.int64, torch.bfloat16, torch.float32])
-leads = st.sampled_from([(), (1,), (2,), (2, 3)])
 geometries = st.sampled_from(["official", "paper"])
-relaxed = settings(deadline=None, max_examples=60)
+relaxed = settings(deadline=None, max_examples=40)
 
 
 def grid_of(geometry: str) -> Grid:
     return Grid(Grid.Config.model_validate({"geometry": geometry}))
-
-
-def numbered(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Values that differ between neighbours and are exact in every dtype."""
-    count = int(torch.tensor(shape).prod())
-    return (torch.arange(count) * 7 % 251).reshape(shape).to(dtype)
-
-
-def what_is_lost(shape: Triple, canvas: int) -> str:
-    """Why the official geometry cannot hold ``shape``: the words a refusal must have; empty if it holds it."""
-    height, width, depth = shape
-    if max(height, width) > canvas:
-        return "not a single tile fits"
-    if (canvas // width) * (canvas // height) < depth:
-        return f"tiles hold {(canvas // width) * (canvas // height)} of {depth} slices"
-    n_rows, pad_rows, tile_rows, top = plain_axis(width, canvas)
-    n_cols, pad_cols, tile_cols, left = plain_axis(height, canvas)
-    for tile in range((n_rows * n_cols - depth) // 2, (n_rows * n_cols - depth) // 2 + depth):
-        y, x = top + tile // n_cols * tile_rows + pad_rows, left + tile % n_cols * tile_cols + pad_cols
-        if min(x, y) < 0 or y + width > canvas or x + height > canvas:
-            return "voxels off the rims"
-    return ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -95,13 +70,13 @@ def test_each_refusal_is_right_and_each_acceptance_too(shape: Triple, canvas: in
     message = str(caught.value)
     assert "x".join(map(str, shape)) in message
     assert f"{canvas}x{canvas} pixels" in message
-    assert f"tuning.canvas={smallest_canvas(shape)}" in message
+    assert f"tuning.canvas={Grid().smallest_canvas(shape)}" in message
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40)))
 def test_the_smallest_canvas_is_the_smallest_that_loses_nothing(shape: Triple) -> None:
-    smallest = smallest_canvas(shape)
+    smallest = Grid().smallest_canvas(shape)
     assert what_is_lost(shape, smallest) == ""
     assert all(what_is_lost(shape, canvas) for canvas in range(1, smallest))
     assert Grid().smallest_canvas(shape) == smallest
@@ -126,7 +101,7 @@ def test_the_inverse_is_the_gradient_of_the_layout_and_the_other_way_round(
     shape: Triple, lead: tuple[int, ...]
 ) -> None:
     grid = Grid()
-    layout = grid.plan(shape, smallest_canvas(shape) + 3, overflow="official")
+    layout = grid.plan(shape, Grid().smallest_canvas(shape) + 3, overflow="official")
     assume(layout.lossless)
     volumes = torch.randn(*lead, *shape, dtype=torch.float64, requires_grad=True)
     canvases = grid.forward(volumes, layout, 0)
@@ -152,7 +127,7 @@ def test_class_axes_before_the_canvas_axis_are_kept() -> None:
 @pytest.mark.parametrize("shape", [(6, 4, 5), (9, 9, 3)])
 def test_volumes_held_slices_first_give_the_same_canvas(shape: Triple) -> None:
     grid = Grid()
-    layout = grid.plan(shape, smallest_canvas(shape))
+    layout = grid.plan(shape, Grid().smallest_canvas(shape))
     volume = numbered((2, *shape), torch.float32)
     slices_first = volume.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)
     assert torch.equal(grid.forward(slices_first, layout, 0), grid.forward(volume, layout, 0))
@@ -198,7 +173,7 @@ def test_tensors_and_layouts_of_another_plan_are_refused() -> None:
         grid.forward(torch.zeros(4, 5, 7), layout, 0)
     with pytest.raises(UsageError, match="canvases of shape"):
         grid.inverse(torch.zeros(1, 21, 21), layout)
-    with pytest.raises(UsageError, match="its own `plan`"):
+    with pytest.raises(UsageError, match="own `plan` returned"):
         grid.forward(torch.zeros(5, 4, 7), Layout((5, 4, 7), 20), 0)
 
 
