@@ -2,20 +2,23 @@
 
 Same layers, names and order of creation as yulequan/UA-MT ``code/networks/vnet.py``, so a seed gives the same initial
 weights and published checkpoints load. The three side heads of ShumengLI/CFR ``code/networks/hierarchical_vnet.py``
-are left out: its training and testing read the main output only, and that output does not depend on them.
+are left out: its training and testing read the main output only, and that output does not depend on them. Methods
+that need heads attach them (`cfrbench.backbone.Backbone`).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfrbench.backbone import Backbone
 from cfrbench.config import Frozen
 from cfrbench.contracts import Segmenter
-from cfrbench.errors import UsageError
 from cfrbench.hookspecs import hookimpl
 
 DEEPEST = 4
@@ -53,20 +56,22 @@ def _named(layers: list[nn.Module]) -> nn.Sequential:
     return nn.Sequential(OrderedDict(conv=nn.Sequential(*layers)))
 
 
-class VNet(nn.Module):
+class VNet(Backbone):
     """``(B, channels, H, W, D) -> (B, num_classes, H, W, D)`` logits; each side a multiple of ``2 ** depth``.
 
     A net of less than four halvings lacks the lowest levels; the blocks that remain keep their names and shapes.
     """
 
+    title = "The V-Net"
+    name = "vnet"
+
     def __init__(self, channels: int, num_classes: int, width: int, depth: int, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.divisor = 1 << depth
         self._bottom = f"block_{ENCODER[depth]}"
         self._descent = [(f"block_{word}", f"block_{word}_dw") for word in ENCODER[:depth]]
         self._ascent = [(f"block_{LOWER[word]}_up", f"block_{word}") for word in reversed(DECODER[:depth])]
-        widths = [width << level for level in range(depth + 1)]
+        self.widths = widths = tuple(width << level for level in range(depth + 1))
         inputs = [channels, *widths[1:]]
         for level, (block, down) in enumerate(self._descent):
             self.add_module(block, _block(CONVOLUTIONS[level], inputs[level], widths[level]))
@@ -77,35 +82,35 @@ class VNet(nn.Module):
             self.add_module(block, _block(CONVOLUTIONS[level], widths[level], widths[level]))
         self.out_conv = nn.Conv3d(width, num_classes, kernel_size=1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the logits; UsageError if a side cannot be halved often enough."""
-        self._check(image)
-        skips: list[Tensor] = []
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Features of every level; UsageError if a side cannot be halved often enough."""
+        self.check_sides(image)
+        features: list[Tensor] = []
         x = image
         for block, down in self._descent:
-            skips.append(self.get_submodule(block)(x))
-            x = self.get_submodule(down)(skips[-1])
-        x = self._drop(self.get_submodule(self._bottom)(x))
-        for up, block in self._ascent:
-            # Not added in place: ReLU's backward pass reads its own output.
-            x = self.get_submodule(block)(self.get_submodule(up)(x) + skips.pop())
-        logits: Tensor = self.out_conv(self._drop(x))
-        return logits
+            features.append(self.get_submodule(block)(x))
+            x = self.get_submodule(down)(features[-1])
+        features.append(self.drop(self.get_submodule(self._bottom)(x)))
+        return features
 
-    def _drop(self, x: Tensor) -> Tensor:
+    def decode(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Maps of every level but the bottleneck; skips are added."""
+        maps: list[Tensor] = []
+        x = features[-1]
+        for (up, block), skip in zip(self._ascent, reversed(features[:-1]), strict=True):
+            # Not added in place: ReLU's backward pass reads its own output.
+            x = self.get_submodule(block)(self.get_submodule(up)(x) + skip)
+            maps.append(x)
+        return maps[::-1]
+
+    def drop(self, x: Tensor) -> Tensor:
         """Drop whole channels while training; nothing at all otherwise."""
         return F.dropout3d(x, self.dropout) if self.training and self.dropout else x
 
-    def _check(self, image: Tensor) -> None:
-        divisor = self.divisor
-        sides = tuple(image.shape[2:])
-        if any(side % divisor for side in sides):
-            fitting = tuple(-(-side // divisor) * divisor for side in sides)
-            raise UsageError(
-                f"The V-Net halves its input {len(self._descent)} times, so each side must be a multiple of {divisor}, "
-                f"but the input is {'x'.join(map(str, sides))}. Choose a patch such as {'x'.join(map(str, fitting))} "
-                "(training.patch), or a smaller net.vnet.depth."
-            )
+    def remove_encoder(self) -> None:
+        """Keep the blocks that lead upwards and the classifier."""
+        for name in (self._bottom, *itertools.chain.from_iterable(self._descent)):
+            delattr(self, name)
 
 
 class VNetSegmenter(Segmenter):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from torch import nn
+from pydantic import Field
 
 from cfrbench.contracts import Batch, Progress, SSLMethod, StepOutput
 from cfrbench.hookspecs import hookimpl
 from cfrbench.losses import ce_dice, softmax_mse
-from cfrbench.teachers import MeanTeacher, TeacherOptions
+from cfrbench.teachers import StudentAndTeacher, TeacherOptions
 
 
-class MeanTeacherMethod(SSLMethod):
+class MeanTeacherMethod(StudentAndTeacher):
     """Supervised loss plus the mean squared difference of the two softmaxes; the student sees clean crops."""
 
     name = "mt"
@@ -23,18 +22,26 @@ class MeanTeacherMethod(SSLMethod):
         "ShumengLI/CFR code/train_retraining.py, HiLab-git/SSL4MIS code/train_mean_teacher_3D.py"
     )
 
+    formulas: ClassVar = {
+        "supervised": "0.5 (CE(z_l, y) + Dice(p_l, y))",
+        "consistency": "w(t) mean((p - p')^2), p' = softmax of the teacher under noise; form=ssl4mis: on u alone",
+    }
+    differences = (
+        "CFR asks for agreement on all crops, SSL4MIS on the unlabelled ones only (form).",
+        "SSL4MIS ramps over 200 epochs of 150 steps (N = 30000, poly-a) on BraTS.",
+        "No official script tests the teacher; the student is tested.",
+    )
+    configs: ClassVar = {
+        "original": {"epoch_steps": 150},
+        "ssl4mis": {"form": "ssl4mis", "ramp_length": 200, "epoch_steps": 150},
+    }
+
     class Config(TeacherOptions):
         """The two official forms differ in the crops on which student and teacher must agree."""
 
-        # 'cfr': all crops, as the CFR code does; 'ssl4mis': the unlabelled ones only (its BraTS ramp_length is 200).
-        form: Literal["cfr", "ssl4mis"] = "cfr"
+        form: Literal["cfr", "ssl4mis"] = Field("cfr", description="agree on all crops, or on the unlabelled ones only")
 
     config: Config
-
-    def __init__(self, make_net: Callable[[], nn.Module], num_classes: int, config: Any = None) -> None:
-        super().__init__(make_net, num_classes, config)
-        self.student = make_net()
-        self.teacher = MeanTeacher(make_net(), self.config)
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """One student pass over all crops, one teacher pass over those that must agree."""
@@ -46,14 +53,6 @@ class MeanTeacherMethod(SSLMethod):
             "consistency": self.config.weight(progress) * distance,
         }
         return StepOutput(losses, guided=(logits[batch.labelled :],))
-
-    def after_update(self, progress: Progress) -> None:
-        """The teacher follows."""
-        self.teacher.follow(self.student, progress)
-
-    def predictor(self) -> nn.Module:
-        """The student; no official script tests the teacher."""
-        return self.student
 
 
 @hookimpl

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from pydantic import Field
 from torch import nn
 
 from cfrbench.config import Frozen
 from cfrbench.contracts import Batch, Progress, SSLMethod, StepOutput
 from cfrbench.hookspecs import hookimpl
-from cfrbench.losses import ce_dice, ce_foreground_dice
-
-LOSSES = {"ce_dice": ce_dice, "ce_foreground_dice": ce_foreground_dice}
+from cfrbench.losses import SUPERVISED_LOSSES
 
 
 class Supervised(SSLMethod):
@@ -25,19 +24,25 @@ class Supervised(SSLMethod):
         "yulequan/UA-MT code/train_LA.py, HiLab-git/SSL4MIS code/train_fully_supervised_3D.py"
     )
     uses_unlabelled = False
+    formulas: ClassVar = {"supervised": "0.5 (CE(z, y) + Dice(p, y))"}
+    differences = (
+        "Officially the batch is all labelled; here its size is the number of crops, labelled or not, of the protocol.",
+        "UA-MT counts Dice of class 1 alone (loss=ce_foreground_dice), which is fit for LA only.",
+    )
 
     class Config(Frozen):
-        """Officially the batch is all labelled; here its size is the number of labelled crops of the protocol."""
+        """One choice."""
 
-        # 'ce_dice' averages Dice over all classes (SSL4MIS, CFR); UA-MT counts class 1 only, which is fit for LA alone.
-        loss: Literal["ce_dice", "ce_foreground_dice"] = "ce_dice"
+        loss: Literal["ce_dice", "ce_foreground_dice"] = Field(
+            "ce_dice", description="Dice over all classes (SSL4MIS, CFR), or of class 1 alone (UA-MT)"
+        )
 
     config: Config
 
     def __init__(self, make_net: Callable[[], nn.Module], num_classes: int, config: Any = None) -> None:
         super().__init__(make_net, num_classes, config)
         self.net = make_net()
-        self._loss = LOSSES[self.config.loss]
+        self._loss = SUPERVISED_LOSSES[self.config.loss]
 
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """0.5 (CE + Dice) on the labelled crops."""

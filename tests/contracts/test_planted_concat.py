@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pytest
@@ -138,8 +139,87 @@ class InexactStrip(Strip):
         return super().inverse(canvases, layout) * 0.9
 
 
-def test_the_sound_strip_passes() -> None:
-    check_concat(Strip)
+class OtherSideStrip(Strip):
+    """Its layouts have another side than the one asked for."""
+
+    def plan(self, shape: Triple, canvas: int, **options: Any) -> StripLayout:
+        super().plan(shape, canvas)
+        return StripLayout(shape, canvas + 1)
+
+
+class BlurredLabelStrip(Strip):
+    """Exact for images; labels come back one higher."""
+
+    def inverse(self, canvases: Tensor, layout: Layout) -> Tensor:
+        volumes = super().inverse(canvases, layout)
+        return volumes if volumes.is_floating_point() else volumes + 1
+
+
+class ShiftedImageStrip(Strip):
+    """Images and labels both come back, but stand in different places."""
+
+    def forward(self, volumes: Tensor, layout: Layout, fill: float) -> Tensor:
+        shift = int(volumes.is_floating_point())
+        return super().forward(volumes.roll(shift, -3), layout, fill)
+
+    def inverse(self, canvases: Tensor, layout: Layout) -> Tensor:
+        return super().inverse(canvases, layout).roll(-int(canvases.is_floating_point()), -3)
+
+
+class Twice(Strip):
+    """The strip on two canvases, averaged; the faulty ones below differ from it in one thing."""
+
+    averages = True
+
+    def plan(self, shape: Triple, canvas: int, **options: Any) -> StripLayout:
+        return replace(super().plan(shape, canvas), count=2)
+
+    def forward(self, volumes: Tensor, layout: Layout, fill: float) -> Tensor:
+        return super().forward(volumes, layout, fill).repeat_interleave(2, -3)
+
+    def inverse(self, canvases: Tensor, layout: Layout) -> Tensor:
+        first, second = (super(Twice, self).inverse(canvases[..., [n], :, :], layout) for n in (0, 1))
+        return (first + second) / 2 if canvases.is_floating_point() else first
+
+
+class LastOfTwo(Twice):
+    """Forgets the first canvas."""
+
+    def inverse(self, canvases: Tensor, layout: Layout) -> Tensor:
+        return Strip.inverse(self, canvases[..., [1], :, :], layout)
+
+
+class SilentTwice(Twice):
+    """Does not say that it averages."""
+
+    averages = False
+
+
+class WrongSome(Twice):
+    """Lays out other canvases than the chosen ones."""
+
+    def forward_some(self, volumes: Tensor, layout: Layout, fill: float, chosen: Sequence[int]) -> Tensor:
+        return super().forward_some(volumes + 1, layout, fill, chosen)
+
+
+class DicedTraining(Strip):
+    """Turns training volumes at its own whim."""
+
+    def plan_training(self, shape: Triple, canvas: int, **options: Any) -> StripLayout:
+        self.turned = not getattr(self, "turned", False)
+        return super().plan(shape, canvas)
+
+    def forward(self, volumes: Tensor, layout: Layout, fill: float) -> Tensor:
+        return super().forward(volumes.flip(-3) if getattr(self, "turned", False) else volumes, layout, fill)
+
+    def inverse(self, canvases: Tensor, layout: Layout) -> Tensor:
+        volumes = super().inverse(canvases, layout)
+        return volumes.flip(-3) if getattr(self, "turned", False) else volumes
+
+
+@pytest.mark.parametrize("strategy", [Strip, Twice])
+def test_the_sound_ones_pass(strategy: type[ConcatStrategy]) -> None:
+    check_concat(strategy)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +235,13 @@ def test_the_sound_strip_passes() -> None:
         (CurtStrip, "without saying what would fit"),
         (NeverFits, "refuses every shape"),
         (InexactStrip, "though the strategy states 0.0"),
+        (OtherSideStrip, "not the shape and canvas asked for"),
+        (BlurredLabelStrip, "labels come back with new values"),
+        (ShiftedImageStrip, "laid out otherwise than its labels"),
+        (LastOfTwo, "from the mean over all places"),
+        (SilentTwice, "`averages` is False"),
+        (WrongSome, "`forward_some` differs"),
+        (DicedTraining, "two plans for fine-tuning of draw 3 differ"),
     ],
 )
 def test_a_faulty_strategy_is_found(strategy: type[ConcatStrategy], sentence: str) -> None:

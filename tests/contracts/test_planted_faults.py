@@ -41,14 +41,14 @@ class LossOnTheTeacher(MeanTeacher):
 class AllOnesMask(ACMT):
     """Selects every voxel, and says so."""
 
-    def _ambiguous(self, logits: Tensor, progress: Progress) -> Tensor:
+    def _ambiguous(self, image: Tensor, logits: Tensor, progress: Progress) -> Tensor:
         return torch.ones_like(logits[:, :1], dtype=torch.bool)
 
 
 class AllZerosMask(ACMT):
     """Selects no voxel, so the consistency term is always 0."""
 
-    def _ambiguous(self, logits: Tensor, progress: Progress) -> Tensor:
+    def _ambiguous(self, image: Tensor, logits: Tensor, progress: Progress) -> Tensor:
         return torch.zeros_like(logits[:, :1], dtype=torch.bool)
 
 
@@ -194,6 +194,34 @@ class HiddenSnapshot(SelfTraining):
         self.__dict__["snapshot"] = self.hidden[0]
 
 
+class SnapshotWheneverAsked(SelfTraining):
+    """A resumed training would label its volumes by another network than an undisturbed one."""
+
+    def labeller(self, progress: Progress) -> nn.Module | None:
+        self.snapshot.load_state_dict(self.student.state_dict())
+        return super().labeller(progress)  # type: ignore[no-any-return]
+
+
+class LabelsByTheStudent(SelfTraining):
+    """The labels of a resumed training would be those of a student that has learnt more."""
+
+    def labeller(self, progress: Progress) -> nn.Module | None:
+        network: nn.Module = self.student
+        return network
+
+
+class SilentLabeller(SelfTraining):
+    """Has a labeller that nobody asks for."""
+
+    relabels = False
+
+
+class NoLabeller(MeanTeacher):
+    """Announces labels that never come."""
+
+    relabels = True
+
+
 class HiddenCounter(MeanTeacher):
     """Counts its steps itself instead of asking `Progress`."""
 
@@ -302,7 +330,11 @@ FAULTS: list[tuple[type[SSLMethod], str]] = [
     (NothingGuided, "names no logits"),
     (GuidesEverything, "guides logits of shape"),
     (OtherRandomness, "from one seed differ"),
-    (HiddenSnapshot, "kept outside of parameters and buffers"),
+    (HiddenSnapshot, "must be a frozen submodule"),
+    (SnapshotWheneverAsked, "inside a phase"),
+    (LabelsByTheStudent, "must be a frozen submodule"),
+    (SilentLabeller, "does not say `relabels = True`"),
+    (NoLabeller, "names no labeller"),
     (HiddenCounter, "kept outside of parameters and buffers"),
     (ChangesItsBatch, "in place"),
     (Exploding, "'nothing' .* is nan"),

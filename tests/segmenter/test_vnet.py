@@ -18,10 +18,9 @@ from cfrbench.errors import ConfigError, UsageError
 VNet: Any = registry.load("net", "vnet")
 
 
-def build(channels: int = 1, num_classes: int = 2, **config: Any) -> nn.Module:
+def build(channels: int = 1, num_classes: int = 2, **config: Any) -> Any:
     torch.manual_seed(0)
-    network: nn.Module = VNet(VNet.Config(**config)).build(channels, num_classes)
-    return network
+    return VNet(VNet.Config(**config)).build(channels, num_classes)
 
 
 @pytest.mark.parametrize(("num_classes", "count"), [(2, 9_448_866), (14, 9_449_070)])
@@ -129,7 +128,7 @@ def test_bf16_keeps_the_memory_order_and_stays_near_fp32(memory_format: torch.me
     image = torch.randn(2, 1, 16, 16, 8)
     with torch.no_grad():
         exact = network(image)
-        network.to(memory_format=memory_format)  # type: ignore[call-overload]
+        network.to(memory_format=memory_format)
         with torch.autocast("cpu", torch.bfloat16):
             logits = network(image.contiguous(memory_format=memory_format))
     assert logits.dtype == torch.bfloat16
@@ -141,3 +140,28 @@ def test_bf16_keeps_the_memory_order_and_stays_near_fp32(memory_format: torch.me
 def test_impossible_options_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"net\.vnet"):
         validate(VNet.Config, values, "the options of net.vnet")
+
+
+def test_the_parts_in_turn_are_the_network_bit_for_bit() -> None:
+    network = build(num_classes=3, width=4).train()
+    image = torch.randn(2, 1, 32, 16, 16)
+    torch.manual_seed(1)
+    whole = network(image)
+    torch.manual_seed(1)
+    features = network.encode(image)
+    given = [feature.clone() for feature in features]
+    maps = network.decode(features)
+    assert torch.equal(network.out_conv(network.drop(maps[0])), whole)
+    assert all(map(torch.equal, features, given))
+    sides = [(2, width, 32 >> level, 16 >> level, 16 >> level) for level, width in enumerate(network.widths)]
+    assert [tuple(feature.shape) for feature in features] == sides
+    assert [tuple(map_.shape) for map_ in maps] == sides[:-1]
+
+
+def test_a_further_decoder_serves_the_features_of_another_network() -> None:
+    first, second = build(width=2).eval(), build(width=2).eval()
+    image = torch.randn(1, 1, 16, 16, 16)
+    whole = second(image)
+    second.remove_encoder()
+    assert not [name for name, _ in second.named_parameters() if name.split(".")[0].endswith(("_dw", "five", "one"))]
+    assert torch.equal(second.segment(first.encode(image)), whole)
