@@ -10,6 +10,7 @@ import typer
 
 from cfrbench import __version__
 from cfrbench.errors import CfrbenchError
+from cfrbench.machine import keep_freed_memory
 
 app = typer.Typer(
     name="cfrbench",
@@ -46,7 +47,22 @@ def main() -> None:
     # Large pages before torch makes its first tensor: same numbers, half the time on CPUs (docs/protocol.md). Set here
     # and not on import, because the environment of a host program is not ours.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from cfrbench.cli import data, evaluate, housekeeping, plugins, predict, report, run  # noqa: F401 - they register
+    # numpy's own threads would only fight those of torch and of other stages for the same cores.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    keep_freed_memory()
+    from cfrbench.cli import (  # noqa: F401 - they register
+        ablate,
+        concat,
+        data,
+        evaluate,
+        housekeeping,
+        model,
+        plugins,
+        predict,
+        report,
+        run,
+        ssl,
+    )
 
     try:
         app()

@@ -31,6 +31,16 @@ def parse_labels(text: str | None) -> tuple[int | str, ...] | None:
     return None if names is None else tuple(int(n) if n.lstrip("-").isdigit() else n for n in names)
 
 
+def parse_sizes(option: str, text: str | None) -> tuple[int, ...] | None:
+    """``"1,2,4"`` -> ``(1, 2, 4)``; ConfigError that names ``option`` if one is no whole number above 0."""
+    names = parse_names(text)
+    if names is None:
+        return None
+    if not all(n.isdigit() and int(n) for n in names):
+        raise ConfigError(f"{option} {text} holds something that is not a whole number above 0. Write e.g. 1,2,4.")
+    return tuple(int(n) for n in names)
+
+
 def parse_seeds(count: int | None, listed: str | None) -> tuple[int, ...] | None:
     """Seeds 0 .. count-1, or those listed; ConfigError if both or neither make sense."""
     if count is not None and listed is not None:

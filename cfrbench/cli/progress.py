@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from cfrbench.hookspecs import hookimpl
 
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class LiveBars:
-    """Two bars: stages of the run, steps of the stage, with loss or Dice."""
+    """A bar for the stages of the run, and one for the steps of each stage at work, with loss or Dice."""
 
     def __init__(self, console: Console) -> None:
         self.bars = Progress(
@@ -29,7 +37,7 @@ class LiveBars:
             TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
         )  # fmt: skip
         self.run = self.bars.add_task("stages", total=None, note="")
-        self.stage = self.bars.add_task("", total=None, note="", visible=False)
+        self.stages: dict[str, TaskID] = {}
 
     @hookimpl
     def run_planned(self, plan: Sequence[StageTask], reused: int) -> None:
@@ -43,17 +51,19 @@ class LiveBars:
 
     @hookimpl
     def stage_started(self, task: StageTask, folder: str, total_steps: int) -> None:
-        """Begin the inner bar anew."""
-        self.bars.reset(self.stage, total=total_steps, description=task.title, visible=True, note="")
+        """Begin a bar."""
+        self.stages[task.key] = self.bars.add_task(task.title, total=total_steps, note="")
 
     @hookimpl
     def step_done(self, task: StageTask, step: int, values: Mapping[str, float]) -> None:
-        """Advance the inner bar; the note shows what the step says."""
-        self.bars.update(self.stage, completed=step, note=_note(values))
+        """Advance the stage's bar; the note shows what the step says."""
+        self.bars.update(self.stages[task.key], completed=step, note=_note(values))
 
     @hookimpl
     def stage_finished(self, task: StageTask, seconds: float, values: Mapping[str, Any]) -> None:
-        """Advance the outer bar."""
+        """Take the stage's bar away and advance the run's."""
+        if task.key in self.stages:  # not where another process did the work
+            self.bars.remove_task(self.stages.pop(task.key))
         self.bars.advance(self.run)
         if task.stage == "score":
             self.bars.console.print(f"  {task.title.removeprefix('score ')}: Dice {values.get('dice', 0.0):.2f}")
@@ -64,9 +74,8 @@ class PlainLines:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.total, self.done, self.length = 0, 0, 0
-        self.began = self.last = time.monotonic()
-        self.first_step = 0
+        self.total = self.started = 0
+        self.paces: dict[str, _Pace] = {}
 
     @hookimpl
     def run_planned(self, plan: Sequence[StageTask], reused: int) -> None:
@@ -82,28 +91,46 @@ class PlainLines:
     @hookimpl
     def stage_started(self, task: StageTask, folder: str, total_steps: int) -> None:
         """Name the stage."""
-        self.length, self.first_step = total_steps, 0
-        self.began = self.last = time.monotonic()
-        self.console.print(f"[{self.done + 1}/{self.total}] {task.title}", markup=False)
+        self.started += 1
+        self.paces[task.key] = _Pace(total_steps, time.monotonic())
+        self.console.print(f"[{self.started}/{self.total}] {task.title}", markup=False)
 
     @hookimpl
     def step_done(self, task: StageTask, step: int, values: Mapping[str, float]) -> None:
         """A line now and then, with the time this stage still needs."""
-        now = time.monotonic()
-        self.first_step = self.first_step or step
-        if now - self.last < 10 or step == self.first_step:
-            return
-        self.last = now
-        pace = (now - self.began) / (step - self.first_step + 1)
-        left = (self.length - step) * pace
-        self.console.print(f"    {step}/{self.length}  {_note(values)}  ETA {left:.0f} s", markup=False)
+        pace = self.paces[task.key]
+        left = pace.left_seconds(step, time.monotonic())
+        if left is not None:
+            self.console.print(f"    {self._who(task)}{step}/{pace.length}  {_note(values)}  ETA {left:.0f} s",
+                               markup=False)  # fmt: skip
 
     @hookimpl
     def stage_finished(self, task: StageTask, seconds: float, values: Mapping[str, Any]) -> None:
-        """Count the stage; a score says its Dice."""
-        self.done += 1
+        """Say how long it took; a score says its Dice."""
         dice = f", Dice {values['dice']:.2f}" if task.stage == "score" else ""
-        self.console.print(f"    done in {seconds:.1f} s{dice}")
+        self.console.print(f"    {self._who(task)}done in {seconds:.1f} s{dice}", markup=False)
+        self.paces.pop(task.key, None)
+
+    def _who(self, task: StageTask) -> str:
+        """The stage's title, where several are at work."""
+        return f"{task.title}: " if len(self.paces) > 1 else ""
+
+
+class _Pace:
+    """When a stage may speak again, and how long it still takes."""
+
+    def __init__(self, length: int, now: float) -> None:
+        self.length = length
+        self.first_step = 0
+        self.began = self.last = now
+
+    def left_seconds(self, step: int, now: float) -> float | None:
+        """What is left of the stage at its pace since it began or was resumed; None within ten seconds of the last."""
+        self.first_step = self.first_step or step
+        if now - self.last < 10 or step == self.first_step:
+            return None
+        self.last = now
+        return (self.length - step) * (now - self.began) / (step - self.first_step + 1)
 
 
 def _note(values: Mapping[str, float]) -> str:
@@ -141,9 +168,7 @@ def show_plan(plan: Plan, as_json: bool) -> None:
 
 def header(plan: Plan) -> None:
     """One line each for preset, data and split; to standard error."""
-    from cfrbench.sweep import facts
-
-    about = facts(plan.study)
+    about = plan.facts()
     what = f"{about['title']} (synthetic)" if about["synthetic"] else about["title"]
     counts = f"{about['train_cases']} training, {about['test_cases']} test cases"
     typer.echo(f"preset {about['preset']}: {about['preset_words']}", err=True)
@@ -153,10 +178,10 @@ def header(plan: Plan) -> None:
 
 def show_result(result: Result) -> None:
     """Print the table, failures, and where the record is."""
-    from cfrbench.report import tables
+    from cfrbench.report import ablations, tables
 
     console = Console(width=None if sys.stdout.isatty() else 140)
-    for table in tables.all_tables(result.cases, result.facts):
+    for table in ablations.all_tables(result.cases, result.facts):
         console.print(tables.to_rich(table))
     for title, reason in result.failures.items():
         typer.secho(f"failed: {title}: {reason}", err=True, fg=typer.colors.RED)

@@ -24,10 +24,10 @@ def report(
     """Print the table of a run again, from stored scores."""
     from cfrbench import sweep
     from cfrbench.files import write_atomic
-    from cfrbench.report import tables
+    from cfrbench.report import ablations, tables
 
     result = sweep.recall(run, store)
-    models = tables.all_tables(result.cases, result.facts)
+    models = ablations.all_tables(result.cases, result.facts)
     if format_ == "rich" and output is None:
         for model in models:
             Console().print(tables.to_rich(model))
@@ -67,8 +67,9 @@ def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> Non
         return
     table = Table("run", "data", "methods", "labels", "seeds", "preset", "failed", box=None)
     for record in found:
-        config = record["config"]
-        cells = [config["dataset"], config["ssl"], config["labels"], config["seeds"], config["preset"]]
+        config, ablation = record["config"], record["facts"].get("ablation")
+        methods = f"ablate {ablation['kind']}" if ablation else config["ssl"]
+        cells = [config["dataset"], methods, config["labels"], config["seeds"], config["preset"]]
         words = [",".join(map(str, c)) if isinstance(c, list) else str(c) for c in cells]
         table.add_row(record["name"], *words, str(len(record["failures"])))
     Console().print(table)

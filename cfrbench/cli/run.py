@@ -51,8 +51,10 @@ def run(
     scoring: Annotated[str | None, typer.Option(help="native, or medpy (extra `medpy`).")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; part of what makes numbers equal.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes side by side.")] = 1,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, fp32-fast, bf16, fp16.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Stages at a time.  [default: what the machine has room for]")
+    ] = None,
     executor: Annotated[str, typer.Option(help="Where stages run.")] = "local",
     log: Annotated[str | None, typer.Option(help="More observers, comma-separated, e.g. tensorboard.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
@@ -77,14 +79,15 @@ def run(
         _execute(planned, executor, jobs, parse_names(log) or (), as_json)
 
 
-def _execute(planned: Plan, executor: str, jobs: int, observers: tuple[str, ...], as_json: bool) -> None:
+def _execute(planned: Plan, executor: str, jobs: int | None, observers: tuple[str, ...], as_json: bool) -> None:
     from cfrbench import sweep
     from cfrbench.cli import progress
 
     if not as_json:
         progress.header(planned)
     with progress.watch(quiet=as_json) as observer:
-        result = sweep.execute(planned, executor=executor, jobs=jobs, observer=observer, observers=observers)
+        side_by_side = jobs or sweep.default_jobs(planned)
+        result = sweep.execute(planned, executor=executor, jobs=side_by_side, observer=observer, observers=observers)
     if as_json:
         typer.echo(json.dumps(result.as_json(), allow_nan=False))
     else:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +21,8 @@ if TYPE_CHECKING:
 
 #: colour-blind-safe colours of classes 1, 2, ... (Okabe and Ito)
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+#: the label of pixels where nothing stands
+NO_CLASS = 255
 
 
 def median_gain_case(cases: pd.DataFrame, ssl: str, labels: int, seed: int) -> str:
@@ -37,28 +44,71 @@ def best_slice(truth: NDArray[Any]) -> int:
 
 def draw(image: NDArray[Any], masks: Mapping[str, NDArray[Any]], title: str, path: Path) -> None:
     """Write a PNG: the slice of ``image`` alone, then with the contours of each mask; all ``(H, W, D)``."""
+    index = best_slice(next(iter(masks.values())))
+    low, high = np.percentile(image, (1, 99))
+    with figure((2.6 * (1 + len(masks)), 3.2), f"{title}, slice {index}", path) as sheet:
+        for axis, (name, mask) in zip(sheet.subplots(1, 1 + len(masks)), {"image": None, **masks}.items(), strict=True):
+            axis.imshow(image[:, :, index].T, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            axis.set_title(name, fontsize=9)
+            axis.set_axis_off()
+            if mask is not None:
+                _contours(axis, mask[:, :, index].T)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A canvas ``(S, S)`` with the truth on it and, if there is one, a prediction; 255 is no class."""
+
+    title: str
+    image: NDArray[Any]
+    truth: NDArray[Any] | None = None
+    prediction: NDArray[Any] | None = None
+
+
+def draw_canvases(panels: Sequence[Panel], title: str, path: Path) -> None:
+    """Write a PNG of canvases, four in a row: predictions as coloured lines, the truth as dashed white ones."""
+    columns = min(4, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with figure((3.4 * columns, 0.5 + 3.6 * rows), title, path) as sheet:
+        for axis, panel in zip_longest(sheet.subplots(rows, columns, squeeze=False).flat, panels):
+            axis.set_axis_off()
+            if panel is None:
+                continue
+            low, high = np.percentile(panel.image, (1, 99))
+            axis.imshow(panel.image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            axis.set_title(panel.title, fontsize=9)
+            if panel.prediction is not None:
+                _contours(axis, panel.prediction)
+            if panel.truth is not None:
+                _contours(axis, panel.truth, dashed=True)
+
+
+@contextmanager
+def figure(size: tuple[float, float], title: str, path: Path) -> Iterator[Any]:
+    """A matplotlib figure that is written to ``path`` as PNG; equal drawings give equal bytes."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    index = best_slice(next(iter(masks.values())))
-    low, high = np.percentile(image, (1, 99))
-    figure, axes = plt.subplots(1, 1 + len(masks), figsize=(2.6 * (1 + len(masks)), 3.2), layout="constrained")
-    for axis, (name, mask) in zip(axes, {"image": None, **masks}.items(), strict=True):
-        axis.imshow(image[:, :, index].T, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-        axis.set_title(name, fontsize=9)
-        axis.set_axis_off()
-        if mask is not None:
-            _contours(axis, mask[:, :, index].T)
-    figure.suptitle(f"{title}, slice {index}", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(figure)
+    sheet = plt.figure(figsize=size, layout="constrained")
+    sheet.suptitle(textwrap.fill(title, int(14 * size[0])), fontsize=9)  # about 14 letters of this size an inch
+    try:
+        yield sheet
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.savefig(path, dpi=110, metadata={"Software": None})
+    finally:
+        plt.close(sheet)
 
 
-def _contours(axis: Any, mask: NDArray[Any]) -> None:
-    for number in range(1, 1 + int(mask.max())):
+def _contours(axis: Any, mask: NDArray[Any], *, dashed: bool = False) -> None:
+    """A line around each class: coloured, or white dashes that show on any brightness."""
+    from matplotlib.patheffects import withStroke
+
+    for number in np.unique(mask[(mask > 0) & (mask != NO_CLASS)]):
         layer = np.asarray(mask == number, dtype=float)
-        if layer.any():
+        if dashed:
+            lines = axis.contour(layer, levels=[0.5], colors="white", linewidths=0.9, linestyles="dashed")
+            lines.set_path_effects([withStroke(linewidth=1.9, foreground="black")])
+        else:
             axis.contour(layer, levels=[0.5], colors=COLOURS[(number - 1) % len(COLOURS)], linewidths=1.4)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,14 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 MISSING = "–"
+SPREAD = "± is the sample standard deviation, of the seeds' means or of the cases within a seed."
 #: how tables call a fine-tuner; others print their name
-TUNE_TITLES = {"lora": "LoRA"}
+TUNE_TITLES = {
+    "lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA", "decoder-only": "decoder only (MedSAM v1)",
+    "encoder-decoder": "encoder and decoder (MedSAM v2)", "linear-probe": "linear probe", "msa-adapter": "MSA",
+    "msa-adapter-3d": "MSA 3D", "samus": "SAMUS", "sam-med2d-adapter": "SAM-Med2D adapter",
+    "sam3d-adapter": "3DSAM-adapter", "none": "no fine-tuning",
+}  # fmt: skip
 Row = Mapping[Hashable, Any]
 Facts = Mapping[str, Any]
 
@@ -54,24 +60,31 @@ def comparison(cases: pd.DataFrame, facts: Facts) -> Table:
     columns = {
         "Method": [_name(row, facts) for row in rows],
         "Lab./unlab.": [_budget(row) for row in rows],
-        "Dice (%)": [_dice(row) for row in rows],
-        "± seeds": [_number(row["dice_std_seeds"]) for row in rows],
-        "± cases": [_number(row["dice_std_cases"]) for row in rows],
-        "Jaccard (%)": [_number(row["jaccard"]) for row in rows],
-        f"ASD ({facts['unit']})": [_number(row["asd"]) for row in rows],
-        f"95HD ({facts['unit']})": [_number(row["hd95"]) for row in rows],
+        **quality(rows, facts),
         "Gain (Dice)": [_gain(row, gained) for row in rows],
         "Paper's Dice": [_paper_text(paper) for paper in papers],
     }
+    notes = (*_measured(summary), *empty_notes(rows, facts), *standing_notes(rows, facts),
+             *_paper_notes(rows, papers, facts))  # fmt: skip
+    return filled(heading(facts), columns, notes)
+
+
+def quality(rows: Sequence[Row], facts: Facts) -> dict[str, list[str]]:
+    """The columns of scores of a `frames.summary`, by head."""
+    return {
+        "Dice (%)": [dice_text(row) for row in rows],
+        "± seeds": [number(row["dice_std_seeds"]) for row in rows],
+        "± cases": [number(row["dice_std_cases"]) for row in rows],
+        "Jaccard (%)": [number(row["jaccard"]) for row in rows],
+        f"ASD ({facts['unit']})": [number(row["asd"]) for row in rows],
+        f"95HD ({facts['unit']})": [number(row["hd95"]) for row in rows],
+    }
+
+
+def filled(title: str, columns: Mapping[str, Sequence[str]], notes: tuple[str, ...]) -> Table:
+    """A table of these columns, without those that have nothing to say in any row."""
     shown = {head: cells for head, cells in columns.items() if set(cells) != {MISSING}}
-    notes = (*_measured(summary), *_empties(rows, facts), *_standing(rows, facts), *_paper_notes(rows, papers, facts))
-    return Table(_title(facts), tuple(shown), tuple(zip(*shown.values(), strict=True)), notes)
-
-
-def all_tables(cases: pd.DataFrame, facts: Facts) -> list[Table]:
-    """The comparison, and with several organs a table of their Dice one by one."""
-    tables = [comparison(cases, facts)]
-    return [*tables, by_class(cases, facts)] if cases["class"].nunique() > 1 else tables
+    return Table(title, tuple(shown), tuple(zip(*shown.values(), strict=True)), notes)
 
 
 def by_class(cases: pd.DataFrame, facts: Facts) -> Table:
@@ -82,20 +95,23 @@ def by_class(cases: pd.DataFrame, facts: Facts) -> Table:
     for _, cell in scores.groupby(list(frames.CELL), sort=False):
         found = {row["class"]: row for row in cell.to_dict("records")}
         first = next(iter(found.values()))
-        texts = [_dice(found[name]) if name in found else MISSING for name in classes]
-        rows.append((_name(first, facts), _budget(first), _number(float(cell["dice"].mean())), *texts))
+        texts = [dice_text(found[name]) if name in found else MISSING for name in classes]
+        rows.append((_name(first, facts), _budget(first), number(float(cell["dice"].mean())), *texts))
     columns = ("Method", "Lab./unlab.", "Mean Dice (%)", *classes)
     records = scores.to_dict("records")
-    notes = (*_zero_star(records), *_standing(records, facts))
-    return Table(f"{_title(facts)}, Dice of each class", columns, tuple(rows), notes)
+    notes = (*_zero_star(records), *standing_notes(records, facts))
+    return Table(f"{heading(facts)}, Dice of each class", columns, tuple(rows), notes)
 
 
-def _title(facts: Facts) -> str:
+def heading(facts: Facts) -> str:
+    """The data set's title, which says phantom where it is one."""
     phantom = facts["synthetic"] and "phantom" not in facts["title"].casefold()
     return f"{facts['title']} (phantom)" if phantom else str(facts["title"])
 
 
 def _name(row: Row, facts: Facts) -> str:
+    if "ablation" in facts:
+        return str(row["title"])
     if row["variant"] == "pseudo-label":
         model = facts["model_title"] if row["model"] == facts["model"] else row["model"]
         return f"{model} + {TUNE_TITLES.get(row['tune'], row['tune'])} pseudo-labels, on unlabelled cases"
@@ -110,11 +126,13 @@ def _budget(row: Row) -> str:
     return f"{row['labels']}/{row['unlabelled']}"
 
 
-def _dice(row: Row) -> str:
-    return "0*" if row["never_found"] else _number(row["dice"])
+def dice_text(row: Row) -> str:
+    """A mean Dice; ``0*`` for what was never found."""
+    return "0*" if row["never_found"] else number(row["dice"])
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Two decimals; a dash for what is missing."""
     return f"{value:.2f}" if math.isfinite(value) else MISSING
 
 
@@ -149,13 +167,11 @@ def _measured(summary: pd.DataFrame) -> list[str]:
     counts = " or ".join(str(n) for n in sorted(set(tested["n_cases"])))
     seeds = sorted({seed for seeds in tested["seeds"] for seed in seeds})
     named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return [
-        f"Means over {counts} test cases and {named}; ± is the sample standard deviation, of the seeds' means or of "
-        "the cases within a seed."
-    ]
+    return [f"Means over {counts} test cases and {named}; {SPREAD}"]
 
 
-def _empties(rows: list[dict[Hashable, Any]], facts: Facts) -> list[str]:
+def empty_notes(rows: list[dict[Hashable, Any]], facts: Facts) -> list[str]:
+    """Which rows hold scores of empty masks, and how many."""
     words = {"prediction": "empty predictions", "truth": "empty truth", "both": "both empty"}
     found = []
     for row in rows:
@@ -170,7 +186,7 @@ def _zero_star(rows: list[dict[Hashable, Any]]) -> list[str]:
     return ["0*: never found in any case."] if any(row["never_found"] for row in rows) else []
 
 
-def _standing(rows: list[dict[Hashable, Any]], facts: Facts) -> list[str]:
+def standing_notes(rows: list[dict[Hashable, Any]], facts: Facts) -> list[str]:
     """Notes that every table carries: the protocol, synthetic data, what the weights may have seen."""
     notes = [f"Protocol: preset {facts['preset']}; {facts['protocol']}."]
     if facts["split"]:
