@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable
 from typing import Any
@@ -17,14 +16,11 @@ from cfrbench.canvas import rotflip_canvas, undo_rotflip_canvas
 from cfrbench.config import Triple
 from cfrbench.errors import UsageError
 from cfrbench.intensity import bend_slices, bezier_curve, bezier_map, bezier_points
+from cfrbench.tiling import GridLayout
 from cfrbench.volume import IGNORE
-from cfrbench_concat.grid import Grid, GridLayout
-from tests.golden.ledger import ledger
+from cfrbench_concat.grid import Grid
+from tests.golden.formula import book, formula_image, formula_label, sha256, shape_at
 from tests.golden.official_draws import Bend, draw_either, draw_fixed, draw_points, draw_rising
-
-book = ledger("cfr_core")
-for waiting in ("scale/", "aug/shuffle", "aug/rotflip"):
-    book.allow(waiting, "issue 3, concatenation strategies")
 
 CASES = sorted({key.split("/")[1] for key in book.keys("cat/")})
 INVERTED = sorted({key.split("/")[1] for key in book.keys("inv/")})
@@ -33,30 +29,12 @@ RATE = 0.5  # of every recorded intensity mode unless its name says otherwise
 EXACT = 1e-12
 
 
-def formula_image(shape: Triple) -> Tensor:
-    a, b, c, modulus = (int(n) for n in book.take("formula/image"))
-    x, y, z = torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")
-    return (a * x + b * y + c * z + x * y // 3) % modulus
-
-
-def formula_label(shape: Triple) -> Tensor:
-    (modulus,) = (int(n) for n in book.take("formula/label"))
-    x, y, z = torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")
-    coarse = min(shape[:2]) > 40
-    return (x // 8 + y // 8 + z // 8 if coarse else x // 2 + y + 2 * z) % modulus
-
-
 def shape_of(case: str) -> Triple:
-    height, width, depth = (int(n) for n in book.take(f"cat/{case}/shape"))
-    return height, width, depth
+    return shape_at(f"cat/{case}/shape")
 
 
 def side_of(case: str) -> int:
     return int(book.take(f"cat/{case}/input_size"))
-
-
-def sha256(values: Tensor) -> str:
-    return hashlib.sha256(values.to(torch.uint8).contiguous().numpy().tobytes()).hexdigest()
 
 
 def usable(case: str) -> bool:
