@@ -1,7 +1,7 @@
 # One word starts each chore.
 PYTHON ?= python
 .DEFAULT_GOAL := help
-.PHONY: help check format lint types test slow bench wheel docs
+.PHONY: help check format lint types test slow bench wheel methods docs
 
 help:  ## print this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -31,6 +31,9 @@ bench:  ## measure the ratios of benchmarks/README.md
 
 wheel:  ## build the wheel into dist/
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
+
+methods:  ## write docs/methods.md from the method cards
+	$(PYTHON) -c "from cfrbench.cli import main; main()" ssl show --all --markdown > docs/methods.md
 
 docs:  ## build the pages into site/
 	$(PYTHON) -m mkdocs build --strict

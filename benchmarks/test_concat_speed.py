@@ -1,7 +1,7 @@
 """Concatenation and intensity curves against plain code, in one process on the same inputs.
 
-Run with ``pytest benchmarks/test_concat_speed.py -m benchmark_only -s``. Figures are the best of 15 rounds in
-milliseconds on LA's crop (4, 112, 112, 80) at canvas 1024; the sides of a ratio are timed in turns.
+Run with ``pytest benchmarks/test_concat_speed.py -m benchmark_only --benchmark-enable -s``. Figures are the best of 15
+rounds in milliseconds on LA's crop (4, 112, 112, 80) at canvas 1024; the sides of a ratio are timed in turns.
 """
 
 from __future__ import annotations
@@ -13,15 +13,25 @@ from math import comb
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from cfrbench.config import Triple
+from cfrbench.contracts import ConcatStrategy
 from cfrbench.intensity import Floats, bend_slices, bezier_map, bezier_points
+from cfrbench_concat.boustrophedon import Boustrophedon
 from cfrbench_concat.grid import Grid
-from tests.concat.plain import plain_forward, plain_inverse
+from cfrbench_concat.rotated import Rotated
+from cfrbench_concat.shuffled import Shuffled
+from cfrbench_concat.upsampled import Upsampled
+from tests.concat.plain import plain_axis, plain_forward, plain_inverse
+
+Doubles = NDArray[np.float64]
 
 pytestmark = pytest.mark.benchmark_only
 
-SHAPE, SIDE, BATCH, ROUNDS = (112, 112, 80), 1024, 4, 15
+SHAPE: Triple = (112, 112, 80)
+SIDE, BATCH, ROUNDS = 1024, 4, 15
 
 
 def in_turns(**sides: Callable[[], object]) -> dict[str, float]:
@@ -77,6 +87,82 @@ def test_inverse(volumes: Tensor) -> None:
     )
     assert figures["loop"] / figures["inverse"] > 3
     assert figures["inverse"] / figures["copy"] < 3
+
+
+def looped_forward(volumes: Tensor, fill: float) -> Doubles:
+    """``(B, S, S)`` as the official function makes it: volume by volume, slice by slice, in double precision."""
+    canvases = []
+    for stack in volumes.numpy().swapaxes(1, 3):
+        (rows, pad_y, tile_y, top), (cols, pad_x, tile_x, left) = (plain_axis(side, SIDE) for side in stack.shape[1:])
+        blank = np.full((tile_y, tile_x), fill, np.float64)
+        tiles = [blank] * max((rows * cols - len(stack)) // 2, 0)
+        for image in stack:
+            tiles.append(np.pad(image.astype(np.float64), ((pad_y, pad_y), (pad_x, pad_x)), constant_values=fill))
+        tiles += [blank] * (rows * cols - len(tiles))
+        grow, top, left = max(0, -top), max(top, 0), max(left, 0)
+        canvas = np.full((SIDE + 2 * grow, SIDE + 2 * grow), fill, np.float64)
+        for number, tile in enumerate(tiles):
+            y, x = top + number // cols * tile_y, left + number % cols * tile_x
+            canvas[y : y + tile_y, x : x + tile_x] = tile
+        canvases.append(canvas[grow : grow + SIDE, grow : grow + SIDE])
+    return np.stack(canvases)
+
+
+def looped_inverse(canvases: Doubles, shape: Triple) -> Doubles:
+    """``(B, H, W, D)`` as the official function cuts it out: canvas by canvas, tile by tile."""
+    volumes = []
+    for canvas in canvases:
+        (rows, pad_y, tile_y, top), (cols, pad_x, tile_x, left) = (plain_axis(side, SIDE) for side in shape[1::-1])
+        blank = max((rows * cols - shape[2]) // 2, 0)
+        padded = np.pad(canvas, max(0, -top), constant_values=255)
+        stack = np.zeros((shape[2] + 2 * blank, tile_y, tile_x))
+        for number in range(len(stack)):
+            y, x = max(top, 0) + number // cols * tile_y, max(left, 0) + number % cols * tile_x
+            stack[number] = padded[y : y + tile_y, x : x + tile_x]
+        inner = stack[blank : blank + shape[2], pad_y : tile_y - pad_y, pad_x : tile_x - pad_x]
+        volumes.append(np.ascontiguousarray(inner.swapaxes(0, 2)))
+    return np.stack(volumes)
+
+
+@pytest.mark.parametrize("held", ["as a file holds them", "slices first"])
+def test_there_and_back(volumes: Tensor, held: str) -> None:
+    """Forward and inverse of a batch, and of a batch with its labels, as fine-tuning lays them out."""
+    grid = Grid()
+    layout = grid.plan(SHAPE, SIDE)
+    labels = (volumes > 0).to(torch.uint8)
+    if held == "slices first":
+        volumes, labels = slices_first(volumes), slices_first(labels)
+    canvases, label_canvases = grid.forward(volumes, layout, 0), grid.forward(labels, layout, 255)
+    assert np.array_equal(looped_forward(volumes, 0), canvases[:, 0])
+    assert np.array_equal(looped_inverse(looped_forward(labels, 255), SHAPE), labels)
+    figures = in_turns(
+        both=lambda: grid.inverse(grid.forward(volumes, layout, 0), layout),
+        both_of_labels=lambda: grid.inverse(grid.forward(labels, layout, 255), layout),
+        two_copies=lambda: (canvases.clone(), canvases.clone()),
+        two_copies_of_labels=lambda: (label_canvases.clone(), label_canvases.clone()),
+        loop=lambda: looped_inverse(looped_forward(volumes, 0), SHAPE),
+        loop_of_labels=lambda: looped_inverse(looped_forward(labels, 255), SHAPE),
+    )
+    copies, loop = figures["both"] / figures["two_copies"], figures["loop"] / figures["both"]
+    with_labels = (figures["loop"] + figures["loop_of_labels"]) / (figures["both"] + figures["both_of_labels"])
+    print(f"\n  {held}: {copies:.1f} times two copies; loop {loop:.1f}x, with labels {with_labels:.1f}x", end=" ")
+    assert copies < 3
+    # Two copies alone are about 11 times faster than the loop, so no layout can be 20 times faster in one thread.
+    assert loop > 4
+    assert with_labels > 6
+
+
+@pytest.mark.parametrize("strategy", [Shuffled(), Rotated(), Boustrophedon(), Upsampled()], ids=lambda s: s.name)
+def test_the_other_exact_layouts(volumes: Tensor, strategy: ConcatStrategy) -> None:
+    layout = strategy.plan(SHAPE, SIDE)
+    canvases = strategy.forward(volumes, layout, 0)
+    figures = in_turns(
+        both=lambda: strategy.inverse(strategy.forward(volumes, layout, 0), layout),
+        two_copies=lambda: (canvases.clone(), canvases.clone()),
+        loop=lambda: looped_inverse(looped_forward(volumes, 0), SHAPE),
+    )
+    assert figures["both"] / figures["two_copies"] < 15
+    assert figures["loop"] > figures["both"]
 
 
 def naive_map(values: Floats, points: Floats) -> Floats:

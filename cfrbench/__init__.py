@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "ablate": "cfrbench.ablation",
     "run": "cfrbench.sweep",
     "RunConfig": "cfrbench.config",
     "Settings": "cfrbench.config",

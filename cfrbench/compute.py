@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from cfrbench.config import ComputeSection
 from cfrbench.errors import ConfigError
+from cfrbench.machine import computes_bf16, peak_mib
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+#: precisions of mixed training
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,10 @@ class Compute:
     precision: str
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The mixed-precision context of forward passes; nothing for fp32."""
-        if self.precision == "fp32":
+        """The mixed-precision context of forward passes; nothing in single precision."""
+        if self.precision not in HALF:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+        return torch.autocast(self.device.type, dtype=HALF[self.precision])
 
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network here, its 3D convolution weights in the memory order this precision is fastest with."""
@@ -42,9 +45,15 @@ class Compute:
         moved = volumes.to(self.device)
         return moved.contiguous(memory_format=torch.channels_last_3d) if self.channels_last else moved
 
+    def peak_mib(self) -> float:
+        """Most memory used since the last reset: of this process on a CPU, of its tensors on a GPU."""
+        if self.device.type == "cuda":
+            return round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
+        return peak_mib()
+
     @property
     def channels_last(self) -> bool:
-        # fp32 stays contiguous: torch's channels-last batch norm is 4-5 times less accurate there (docs/protocol.md).
+        # Plain fp32 stays contiguous: torch's channels-last batch norm is 4-5 times less accurate (docs/protocol.md).
         return self.precision != "fp32"
 
 
@@ -57,7 +66,43 @@ def start(section: ComputeSection) -> Compute:
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     # The mode also writes NaN into every fresh tensor, to expose reads of unset memory; that costs a pass over each.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     return Compute(device, section.precision)
+
+
+def settled(section: ComputeSection) -> ComputeSection:
+    """``section`` with the precision ``auto`` decided for this machine, so that keys and tables state what was used.
+
+    bf16 where the device has instructions for it. Without them a CPU emulates bf16, which took 2.6 times the time of
+    single precision (V-Net of 8 filters on an AVX-512 Xeon), so it gets ``fp32-fast``.
+    """
+    if section.precision != "auto":
+        return section
+    device = find_device(section.device).type
+    if device == "cpu":
+        precision = "bf16" if computes_bf16() else "fp32-fast"
+    else:
+        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return section.model_copy(update={"precision": precision})
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Let a block compute in the precision of its inputs, whatever surrounds it."""
+    if not torch.amp.is_autocast_available(device.type):  # the meta device has none
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Compute in one thread: in networks of a few channels, threads wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def find_device(name: str) -> torch.device:

@@ -26,7 +26,8 @@ M = TypeVar("M", bound=BaseModel)
 class Frozen(BaseModel):
     """Base of every configuration: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built at first use: help and listings need no validators.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class GridSection(Frozen):
@@ -48,6 +49,13 @@ class TuningSection(Frozen):
     patch: Triple | None = Field(None, description="crop laid out on one canvas; None = the training patch")
     canvas: int = Field(1024, ge=16, description="side of the square canvas in pixels")
     overflow: Literal["refuse", "official"] = "refuse"
+    canvases: int = Field(1, ge=1, description="canvases of each crop in a step, drawn where a strategy makes several")
+    accumulate: int = Field(1, ge=1, description="batches whose mean gradient makes one update")
+    loss_at: Literal["canvas", "logits"] = Field(
+        "canvas", description="'logits': where the decoder gives them, labels thinned out to match (SAMed, MedSAM v1)"
+    )
+    dice_weight: float = Field(0.5, ge=0, le=1, description="of Dice; cross-entropy has the rest. SAMed: 0.8")
+    dice_smooth: float = Field(1e-10, gt=0, description="SAMed: 1e-5")
     intensity: Literal["auto", "none", "bezier", "bezier-rescaled", "gamma"] = Field(
         "auto",
         description="auto = the model's own; 'bezier' clamps z-scored values to [0, 1] as the official code does",
@@ -107,19 +115,21 @@ class ComputeSection(Frozen):
 
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     threads: int = Field(2, ge=1)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "fp32-fast", "bf16", "fp16"] = Field(
+        "fp32", description="'fp32-fast' keeps channels last; 'auto' is bf16 where this machine computes it natively"
+    )
 
 
 class Settings(Frozen):
     """All sections, and the options of plug-ins under ``kind.name``."""
 
-    grid: GridSection = GridSection()
-    tuning: TuningSection = TuningSection()
-    pseudo: PseudoSection = PseudoSection()
-    training: TrainingSection = TrainingSection()
-    inference: InferenceSection = InferenceSection()
-    scoring: ScoringSection = ScoringSection()
-    compute: ComputeSection = ComputeSection()
+    grid: GridSection = Field(default_factory=GridSection)
+    tuning: TuningSection = Field(default_factory=TuningSection)
+    pseudo: PseudoSection = Field(default_factory=PseudoSection)
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    inference: InferenceSection = Field(default_factory=InferenceSection)
+    scoring: ScoringSection = Field(default_factory=ScoringSection)
+    compute: ComputeSection = Field(default_factory=ComputeSection)
     options: dict[str, dict[str, Any]] = {}
 
 
@@ -133,6 +143,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": "tiny",
         "net.vnet.width": 2,
         "net.vnet.depth": 2,
+        "net.unet3d.width": 2,
+        "net.unet3d.depth": 2,
         "tuning.steps": 4,
         "tuning.batch_size": 1,
         "tuning.canvas": 64,
@@ -144,11 +156,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "model": "lite-medsam",
         "net.vnet.width": 8,
+        "net.unet3d.width": 8,
         "grid.downsample": 2,
         "tuning.steps": 300,
         "tuning.batch_size": 1,
         "training.steps": 900,
-        "compute.precision": "bf16",
+        "compute.precision": "auto",
+        "compute.threads": 1,  # many stages side by side beat many threads in one
     },
     "paper": {"model": "sam-vit-b", "pseudo.mode": "online"},
 }

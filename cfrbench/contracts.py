@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from cfrbench.config import Frozen, Triple
+from cfrbench.config import Frozen, Triple, validate
 from cfrbench.errors import CfrbenchError
+from cfrbench.losses import class_map
+from cfrbench.sam_like import Promptable as Promptable
 from cfrbench.volume import Split, Volume
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -26,7 +29,7 @@ class Layout:
     """Where each voxel of a volume stands on the canvases; everything the inverse needs. Strategies extend it."""
 
     shape: Triple
-    canvas: int
+    canvas: int  # side S in pixels, as `ConcatStrategy.canvas_side` says
     count: int = 1  # canvases per volume
 
 
@@ -35,12 +38,14 @@ class Batch:
     """One training batch: labelled crops first, then unlabelled ones.
 
     image ``(L + U, 1, H, W, D)`` float; label ``(L, H, W, D)`` uint8; pseudo ``(U, H, W, D)`` uint8 pseudo-labels that
-    move with their images through every mix, or None in a baseline. There is no label of an unlabelled crop in here.
+    move with their images through every mix, or None in a baseline; own ``(U, H, W, D)`` uint8 labels that the method
+    itself gave to whole volumes (`SSLMethod.labeller`). There is no label of an unlabelled crop in here.
     """
 
     image: Tensor
     label: Tensor
     pseudo: Tensor | None = None
+    own: Tensor | None = None
 
     @property
     def labelled(self) -> int:
@@ -57,13 +62,15 @@ class Progress:
     phase: int = 0
     phase_step: int = 0
     phase_total: int = 0
+    part: int = 0  # of the batches whose gradients are summed up before the update
 
 
 @dataclass(frozen=True)
 class StepOutput:
     """What a step teaches: named, already weighted scalar losses whose sum is minimised.
 
-    guided: the logits ``(U, C, H, W, D)`` on the unlabelled crops, one per network, to which guidance may be added.
+    guided: the logits ``(U, C, H, W, D)`` on the unlabelled crops, one per network, to which guidance may be added. A
+    pass that only guidance needs may be left out where ``batch.pseudo`` is None.
     masks: by loss name, the voxels ``(N, 1 or C, H, W, D)`` of the last N crops that this loss counts, if not all.
     """
 
@@ -91,31 +98,6 @@ class StageTask:
     recipe: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
 
-class Promptable(nn.Module):
-    """A SAM-like model run without prompts: image encoder, prompt encoder, mask decoder that returns all its masks."""
-
-    def __init__(self, image_encoder: nn.Module, prompt_encoder: nn.Module, mask_decoder: nn.Module) -> None:
-        super().__init__()
-        self.image_encoder = image_encoder
-        self.prompt_encoder: Any = prompt_encoder  # nn.Module's typing hides `get_dense_pe`
-        self.mask_decoder = mask_decoder
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map ``(B, 3, S, S)`` normalised images to low-resolution logits ``(B, C, s, s)``, one mask a class."""
-        embedding = self.image_encoder(images)
-        # No prompt: an empty sparse embedding and the learned "no mask" dense one, as ShumengLI/CFR does.
-        sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=None)
-        logits, _ = self.mask_decoder(
-            image_embeddings=embedding,
-            image_pe=self.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
-        )
-        result: Tensor = logits
-        return result
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # plug-in kinds
 
@@ -136,25 +118,56 @@ class ConcatStrategy(_Configured):
     """Lays volumes out as square images and takes them apart again.
 
     Laws: vectorised (no Python loop over slices or tiles); any leading axes; any dtype; on the device of its input.
-    ``inverse(forward(v)) == v`` voxel for voxel if `exact`, else within `tolerance` of the value range. A layout that
-    cannot hold the volume refuses with what would fit; ``overflow="official"`` loses voxels as the original does.
+    ``inverse(forward(v)) == v`` voxel for voxel if `exact`, else within `tolerance` of the value range. Integers are
+    labels: they are moved or picked, never interpolated or averaged. A layout that cannot hold the volume refuses with
+    what would fit; ``overflow="official"`` loses voxels as the original does.
     """
 
     exact: ClassVar[bool] = True
     tolerance: ClassVar[float] = 0.0
+    #: True where a voxel stands on several canvases (overlapping groups or patches, three planes): `inverse` takes the
+    #: mean over them, and the labeller hands it class probabilities instead of logits
+    averages: ClassVar[bool] = False
 
     @abstractmethod
     def plan(self, shape: Triple, canvas: int, *, overflow: Literal["refuse", "official"] = "refuse",
              draw: int = 0) -> Layout:  # fmt: skip
         """Decide where every slice goes; ``draw`` seeds strategies that are random per sample."""
 
+    def plan_training(self, shape: Triple, canvas: int, *, overflow: Literal["refuse", "official"] = "refuse",
+                      draw: int = 0, done: float = 0.0) -> Layout:  # fmt: skip
+        """The plan of one crop in fine-tuning, of which the share ``done`` in [0, 1) is over; `plan` by default.
+
+        It may hold less than the whole volume. Of its N canvases, fine-tuning draws ``tuning.canvases``.
+        """
+        return self.plan(shape, canvas, overflow=overflow, draw=draw)
+
+    def canvas_side(self, shape: Triple, canvas: int) -> int:
+        """Side S of the canvases that `plan` makes: ``canvas`` (``tuning.canvas``), unless slices are not tiled."""
+        return canvas
+
+    def input_side(self, shape: Triple, input_size: int) -> int:
+        """Side of the image the encoder is to take: the model's own ``input_size``, unless the strategy is about it.
+
+        Another side builds the model anew for it (`FoundationModel.resized`).
+        """
+        return input_size
+
     @abstractmethod
     def forward(self, volumes: Tensor, layout: Layout, fill: float) -> Tensor:
         """Lay ``(..., H, W, D)`` out as ``(..., N, S, S)``, N = ``layout.count``; ``fill`` goes where no slice is."""
 
+    def forward_some(self, volumes: Tensor, layout: Layout, fill: float, chosen: Sequence[int]) -> Tensor:
+        """The canvases ``chosen`` of `forward`, ``(..., len(chosen), S, S)``; override it if the others cost time."""
+        return self.forward(volumes, layout, fill)[..., list(chosen), :, :]
+
     @abstractmethod
     def inverse(self, canvases: Tensor, layout: Layout) -> Tensor:
         """Take ``(..., N, S, S)`` apart into ``(..., H, W, D)``; extra axes before N (classes) are kept."""
+
+    def identity(self) -> str:
+        """A hash of the files that change what stands on a canvas, as part of keys; "" if it reads none."""
+        return ""
 
 
 class FoundationModel(_Configured):
@@ -165,6 +178,7 @@ class FoundationModel(_Configured):
     origin: ClassVar[str]  # where a person gets the weights
     note: ClassVar[str] = ""  # printed under every table made with these weights
     intensity: ClassVar[str] = "bezier"  # the augmentation that fits what `normalise` returns (cfrbench.intensity)
+    encoder: ClassVar[str] = ""  # the family of its image encoder, by which fine-tuners choose: "vit", "tiny-vit"
 
     def __init__(self, config: Any = None, weights: Path | None = None) -> None:
         super().__init__(config)
@@ -175,12 +189,25 @@ class FoundationModel(_Configured):
     def input_size(self) -> int:
         """Side of the square image the encoder takes; canvases are resized to it and logits back."""
 
+    def resized(self, side: int) -> FoundationModel:
+        """This model for images of ``(side, side)``, by its option ``input_size``; ConfigError if it takes no such."""
+        options = self.config.model_dump() | {"input_size": side}
+        return type(self)(validate(self.Config, options, f"the options of model.{self.name}"), self.weights)
+
     @abstractmethod
     def build(self, num_classes: int) -> Promptable:
         """Return the model with one mask per class, pre-trained weights loaded; WeightsError if they are missing.
 
         Everything that is random here must come from torch's global generator, which the caller has seeded.
         """
+
+    def architecture(self, num_classes: int) -> Promptable:
+        """Return the model of `build` with random weights, on torch's default device; needs no checkpoint if it can."""
+        return self.build(num_classes)
+
+    def narrowed(self) -> FoundationModel | None:
+        """A model whose `architecture` has the same parameters by name and runs in no time, if there is one."""
+        return None
 
     @abstractmethod
     def normalise(self, volumes: Tensor) -> Tensor:
@@ -191,18 +218,43 @@ class FoundationModel(_Configured):
         """A string that changes when the weights do (their SHA-256, or a seed); part of the key of fine-tuning."""
 
 
+@dataclass(frozen=True)
+class Published:
+    """A published configuration of a fine-tuner on SAM ViT-B: one row of ``cfrbench model params``."""
+
+    title: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the fine-tuner
+    input_size: int = 1024  # side of the encoder's image
+    num_classes: int = 2  # masks of the decoder, background included
+
+
 class FineTuner(_Configured):
     """What is frozen, what is injected, what trains."""
 
+    #: "slices" and "volume": all slices of a crop in order, not canvases; the concatenation strategy is not used
     takes: ClassVar[Literal["canvas", "slices", "volume"]] = "canvas"
+    trains: ClassVar[bool] = True  # False: `adapt` returns nothing, the model is used as it is
+    published: ClassVar[tuple[Published, ...]] = ()
 
     @abstractmethod
     def refuses(self, model: FoundationModel) -> str | None:
         """Why this fine-tuner does not fit that model, or None if it does."""
 
+    def protocol(self) -> Mapping[str, Any]:
+        """Settings (dotted keys) that belong to its options, laid between the data set's and the user's."""
+        return {}
+
+    def build(self, foundation: FoundationModel, num_classes: int) -> Promptable:
+        """The model to adapt; by default with one mask for each class."""
+        return foundation.build(num_classes)
+
     @abstractmethod
     def adapt(self, model: Promptable) -> list[nn.Parameter]:
         """Freeze and inject in place; return the parameters to train."""
+
+    def example(self, input_size: int) -> Tensor:
+        """The smallest input of an adapted model, on torch's default device; its gradients are counted with it."""
+        return torch.zeros(1, 3, input_size, input_size)
 
     @abstractmethod
     def export(self, model: Promptable) -> dict[str, Tensor]:
@@ -228,9 +280,14 @@ class SSLMethod(nn.Module, ABC):
     title: ClassVar[str]  # as the tables of the field print it
     reference: ClassVar[str]  # paper, and repository path of the implementation that was compared
     uses_unlabelled: ClassVar[bool] = True
+    relabels: ClassVar[bool] = False  # True if `labeller` may name a network; its strides then enter the key
+    # What `cfrbench ssl show` prints beside the options; the symbols are those of docs/methods.md.
+    formulas: ClassVar[Mapping[str, str]] = {}  # name of a loss -> its formula
+    differences: ClassVar[tuple[str, ...]] = ()  # where paper, official code and this differ, a sentence each
+    configs: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # named options: {"original": {"ramp_length": 200}}
 
     class Config(Frozen):
-        """Options of the method, set by ``--set ssl.NAME.OPTION=VALUE``."""
+        """Options of the method, set by ``--set ssl.NAME.OPTION=VALUE``; ``config=original`` lays a named set below."""
 
     def __init__(self, make_net: Callable[[], nn.Module], num_classes: int, config: Any = None) -> None:
         super().__init__()
@@ -243,6 +300,18 @@ class SSLMethod(nn.Module, ABC):
 
     def after_update(self, progress: Progress) -> None:
         """Called after the optimiser's update with the same progress as `step` (moving averages ...)."""
+
+    def labeller(self, progress: Progress) -> nn.Module | None:
+        """The frozen network whose labels of whole unlabelled volumes this phase learns (`Batch.own`), or None.
+
+        Asked for at the first step of a phase, before `step`, and once more where a cut training goes on inside one:
+        copy the network that is to label only if ``progress.phase_step`` is 0, and keep the copy among the submodules.
+        """
+        return None
+
+    def own_labels(self, probabilities: Tensor) -> Tensor:
+        """Labels ``(B, H, W, D)`` uint8 from the `labeller`'s ``(B, C, H, W, D)``; 255 for voxels to leave out."""
+        return class_map(probabilities)
 
     @abstractmethod
     def predictor(self) -> nn.Module:

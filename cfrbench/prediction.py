@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cfrbench.config import Settings
 from cfrbench.errors import UsageError
 from cfrbench.images import ImageFile, find_images, image_stem, read_image, write_label
+from cfrbench.recipes import WEIGHTS
 from cfrbench.store import Store
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def open_model(store: Path, reference: str, wanted: Mapping[str, Any]) -> tuple[
     recipe = trained.manifest["recipe"]
     settings = Settings.model_validate({**recipe["settings"], **predicted.manifest["recipe"]["settings"]})
     bench = pipeline.Bench.of(stages.make("data", recipe["data"], None), settings)
-    return stages.trained_network(recipe, trained.path(stages.WEIGHTS), bench), bench
+    return stages.trained_network(recipe, trained.path(WEIGHTS), bench), bench
 
 
 def predict_files(

@@ -8,20 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cfrbench.blocked_attention import block_attention
+from cfrbench.compute import without_autocast
 from cfrbench.contracts import Promptable
-from cfrbench.errors import WeightsError
+from cfrbench.errors import ConfigError, WeightsError
 from cfrbench.files import sha256_file
+from cfrbench.volume import check_classes
 from cfrbench.weights import read_checkpoint
 
 __all__ = ["DecoderShape", "FrozenBatchNorm2d", "ViTShape", "freeze", "load_matching", "mask_head", "prompt_encoder",
-           "read_checkpoint", "resize_positions", "sha256_file", "vit_sam"]  # fmt: skip
+           "read_checkpoint", "resize_positions", "sha256_file", "standardise_pixels", "vit_sam"]  # fmt: skip
+
+T = TypeVar("T", bound=nn.Module)
 
 #: parts of the decoder whose number depends on the classes; the official loader means to leave them random
 CLASS_PARTS = ("mask_tokens", "output_hypernetworks_mlps", "iou_prediction_head")
@@ -52,10 +56,20 @@ class ViTShape:
     mlp_ratio: float = 4.0
 
 
+VIT_B = ViTShape(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11))
+
+
 def vit_sam(shape: ViTShape, input_size: int, num_classes: int, decoder: DecoderShape | None = None) -> Promptable:
-    """A SAM for ``input_size`` pixels, freshly initialised from torch's global generator."""
+    """A SAM for ``input_size`` pixels, freshly initialised from torch's global generator.
+
+    ConfigError for a size that is not a multiple of the patch.
+    """
     from segment_anything.modeling import ImageEncoderViT
 
+    if input_size % shape.patch or input_size < 2 * shape.patch:
+        near = max(2, round(input_size / shape.patch)) * shape.patch
+        raise ConfigError(f"An image of {input_size} pixels cannot be cut into patches of {shape.patch}. Set "
+                          f"input_size to a multiple of {shape.patch}, {near} for example.")  # fmt: skip
     decoder = decoder or DecoderShape()
     encoder = ImageEncoderViT(
         img_size=input_size,
@@ -96,10 +110,12 @@ def mask_head(num_classes: int, shape: DecoderShape | None = None) -> nn.Module:
     """The decoder of SAMed and CFR: one mask for each of ``num_classes`` classes, background included.
 
     ``(masks (B, C, 4 g, 4 g), iou (B, C))`` from embeddings ``(B, width, g, g)``: always all masks, so the argument
-    ``multimask_output`` has no effect (hitachinsk/SAMed ``segment_anything/modeling/mask_decoder.py``).
+    ``multimask_output`` has no effect (hitachinsk/SAMed ``segment_anything/modeling/mask_decoder.py``). DataError for
+    more classes than a label can hold.
     """
     from segment_anything.modeling import TwoWayTransformer
 
+    check_classes(num_classes)
     shape = shape or DecoderShape()
     transformer = TwoWayTransformer(
         depth=shape.depth, embedding_dim=shape.width, mlp_dim=shape.mlp_width, num_heads=shape.heads
@@ -123,7 +139,7 @@ def _parts() -> tuple[type[Any], type[Any]]:
 
         def get_dense_pe(self) -> Tensor:
             # Under autocast the angles would be rounded to 8 bits before the sine is taken.
-            with torch.autocast(self.no_mask_embed.weight.device.type, enabled=False):
+            with without_autocast(self.no_mask_embed.weight.device):
                 positions: Tensor = super().get_dense_pe()
             return positions
 
@@ -199,6 +215,30 @@ def resize_positions(state: Mapping[str, Tensor], grid: int, global_attn_indexes
                 columns = state[name].T.unsqueeze(0)
                 resized[name] = F.interpolate(columns, size=2 * grid - 1, mode="linear")[0].T.contiguous()
     return resized
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# pixels
+
+#: of RGB images in 0..255 (facebookresearch/segment-anything ``segment_anything/build_sam.py``)
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+def standardise_pixels(encoder: T) -> T:
+    """Let an image encoder take images in [0, 1]: it scales them to 0..255 and standardises each channel as SAM does.
+
+    Here and not in `FoundationModel.normalise`, because a crop has one channel and the statistics have three. They are
+    not part of the state dict.
+    """
+    for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
+        encoder.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+    encoder.register_forward_pre_hook(_standardised)
+    return encoder
+
+
+def _standardised(encoder: nn.Module, images: tuple[Tensor, ...]) -> Tensor:
+    return (255.0 * images[0] - encoder.get_buffer("pixel_mean")) / encoder.get_buffer("pixel_std")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,18 +7,21 @@ and the keys of the stages it stands on. `cfrbench.stages` runs a stage from its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cfrbench import registry
-from cfrbench.config import RunConfig, Settings, digest, override, validate
-from cfrbench.contracts import DataSource, StageTask
-from cfrbench.errors import PluginError
+from cfrbench.config import RunConfig, Settings, Triple, digest, override, validate
+from cfrbench.contracts import ConcatStrategy, DataSource, FineTuner, FoundationModel, StageTask
+from cfrbench.errors import ConfigError, PluginError, suggest
 from cfrbench.volume import Split
 
 #: raised when the code of a stage changes its numbers
 STAGE_VERSIONS = {"tune": 1, "pseudo": 1, "train": 1, "predict": 1, "score": 1}
+
+#: files of finished stages
+WEIGHTS, WORKING, STORED, SCORES = "weights.safetensors", "working.npz", "labels.npz", "scores.parquet"
 
 Recipe = dict[str, Any]
 T = TypeVar("T")
@@ -34,6 +37,7 @@ class Cell:
     labels: int
     unlabelled: int
     seed: int
+    cases: int | None = None  # pseudo-label cells: only the first so many unlabelled cases; None = all
 
     @property
     def words(self) -> str:
@@ -64,9 +68,24 @@ class Study:
         """Name, version and full options of a plug-in, as they enter keys."""
         return self._once(lambda: self._plugin(kind, name), "plugin", kind, name)
 
+    def make(self, kind: str, name: str) -> Any:
+        """An instance of a plug-in with its options."""
+        cls = registry.load(kind, name)
+        return cls(cls.Config.model_validate(self.plugin(kind, name)["options"]))
+
+    def vary(self, config: RunConfig) -> Study:
+        """This study with other plug-ins and settings on the same data."""
+        return _checked(replace(self, config=config, settings=_settings(config, self.source),
+                                _made={}))  # fmt: skip
+
+    @property
+    def crop(self) -> Triple:
+        """The crop that is laid out on one canvas."""
+        return self.settings.tuning.patch or self.settings.training.patch
+
     def _plugin(self, kind: str, name: str) -> Recipe:
         cls = registry.load(kind, name)
-        values = self.settings.options.get(f"{kind}.{cls.name}", {})
+        values = _with_named(cls, self.settings.options.get(f"{kind}.{cls.name}", {}))
         options = validate(cls.Config, values, f"the options of {kind}.{cls.name}").model_dump(mode="json")
         return {"name": name, "version": registry.version(kind, name), "options": options}
 
@@ -86,14 +105,13 @@ class Study:
 
     def _tune(self, labels: int, seed: int) -> StageTask:
         foundation = self.plugin("model", self.config.model_name)
-        model = registry.load("model", self.config.model_name)
-        options = validate(model.Config, foundation["options"], "the model's options")
+        model = self.make("model", self.config.model_name)
         training = self.settings.training
         recipe = self._base() | {
             "seed": seed,
             "labelled": self.cases(self.split.labelled(labels)),
-            "concat": self.plugin("concat", self.config.concat),
-            "model": foundation | {"identity": model(options).identity()},
+            "concat": self._concat(),
+            "model": foundation | {"identity": model.identity()},
             "tune": self.plugin("tune", self.config.tune),
             "settings": self.sections("grid", "tuning", "compute")
             | {"training": {"patch": training.patch, "rotflip": training.rotflip}},
@@ -102,14 +120,29 @@ class Study:
             "tune", f"fine-tune {self.config.model_name} · {labels} label{'s' * (labels != 1)} · seed {seed}", recipe
         )
 
-    def pseudo(self, labels: int, seed: int) -> StageTask:
-        """Label the unlabelled volumes with the fine-tuned model."""
-        return self._once(lambda: self._pseudo(labels, seed), "pseudo", labels, seed)
+    def _concat(self) -> Recipe:
+        """The strategy, with the hash of the files that it reads, if it reads any; UsageError if the crop does not fit.
 
-    def _pseudo(self, labels: int, seed: int) -> StageTask:
+        Also in fine-tuning, and ConfigError if the model does not take the input that the strategy asks for.
+        """
+        strategy: ConcatStrategy = self.make("concat", self.config.concat)
+        tuning = self.settings.tuning
+        if self.make("tune", self.config.tune).takes == "canvas":
+            strategy.plan(self.crop, tuning.canvas, overflow=tuning.overflow)
+            strategy.plan_training(self.crop, tuning.canvas, overflow=tuning.overflow)
+            model: FoundationModel = self.make("model", self.config.model_name)
+            model.resized(strategy.input_side(self.crop, model.input_size))
+        identity = strategy.identity()
+        return self.plugin("concat", self.config.concat) | ({"identity": identity} if identity else {})
+
+    def pseudo(self, labels: int, seed: int, cases: int | None = None) -> StageTask:
+        """Label the unlabelled volumes, or the first ``cases`` of them, with the fine-tuned model."""
+        return self._once(lambda: self._pseudo(labels, seed, cases), "pseudo", labels, seed, cases)
+
+    def _pseudo(self, labels: int, seed: int, cases: int | None) -> StageTask:
         tuned = self.tune(labels, seed)
         recipe = self._base() | {
-            "unlabelled": self.cases(self.split.unlabelled(labels)),
+            "unlabelled": self.cases(self.split.unlabelled(labels)[:cases]),
             "from": {"stage": "tune", "key": tuned.key},
             "settings": {"pseudo": {"stride_fraction": self.settings.pseudo.stride_fraction}},
         }
@@ -125,7 +158,8 @@ class Study:
             "unlabelled": self.cases(self.split.unlabelled(cell.labels)) if method.uses_unlabelled else [],
             "ssl": self.plugin("ssl", cell.ssl),
             "net": self.plugin("net", self.config.net),
-            "settings": self.sections("grid", "training", "compute"),
+            # a method that labels whole volumes slides its network over them while it trains
+            "settings": self.sections("grid", "training", "compute", *["inference"] * method.relabels),
         }
         guidance = {k: recipe["settings"]["training"].pop(k) for k in ("guidance_weight", "guidance_schedule")}
         needs: tuple[str, ...] = ()
@@ -148,7 +182,8 @@ class Study:
 
     def score(self, cell: Cell) -> StageTask:
         """Score a cell's label maps: test predictions, or pseudo-labels of the unlabelled volumes."""
-        masks = self.pseudo(cell.labels, cell.seed) if cell.variant == "pseudo-label" else self.predict(cell)
+        scores_pseudo = cell.variant == "pseudo-label"
+        masks = self.pseudo(cell.labels, cell.seed, cell.cases) if scores_pseudo else self.predict(cell)
         recipe = self._base() | {
             "from": {"stage": masks.stage, "key": masks.key},
             "settings": self.sections("scoring", "grid"),
@@ -158,7 +193,8 @@ class Study:
     def chain(self, cell: Cell) -> list[StageTask]:
         """Every stage of a cell, needs first, its score last."""
         if cell.variant == "pseudo-label":
-            return [self.tune(cell.labels, cell.seed), self.pseudo(cell.labels, cell.seed), self.score(cell)]
+            masks = self.pseudo(cell.labels, cell.seed, cell.cases)
+            return [self.tune(cell.labels, cell.seed), masks, self.score(cell)]
         guided = []
         if cell.variant == "cfr":
             guided = [self.tune(cell.labels, cell.seed)]
@@ -168,6 +204,18 @@ class Study:
 
     def _base(self) -> Recipe:
         return {"data": self.plugin("data", self.config.dataset), "classes": list(self.source.class_names)}
+
+
+def _with_named(cls: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The named options that ``config=NAME`` asks a method for, under those that ``values`` set one by one."""
+    name = values.get("config")
+    if name is None:
+        return values
+    known: Mapping[str, Mapping[str, Any]] = getattr(cls, "configs", {})
+    if name not in known:
+        raise ConfigError(f"'{cls.name}' has no options called '{name}'. {suggest(str(name), known)} "
+                          f"`cfrbench ssl show {cls.name}` lists them.")  # fmt: skip
+    return {**known[name], **{key: value for key, value in values.items() if key != "config"}}
 
 
 def task(stage: str, title: str, recipe: Recipe, needs: tuple[str, ...] = ()) -> StageTask:
@@ -189,22 +237,40 @@ def study_of(config: RunConfig) -> Study:
     from cfrbench.datasets import refuse_duplicates
 
     source = open_source(config.dataset, config.data_root, config.set)
-    settings = config.settings(source.protocol(config.preset))
-    _check_options(settings)
-    split = source.split()
+    settings = _settings(config, source)
     fingerprint = source.fingerprint()
     refuse_duplicates(fingerprint)
-    study = Study(config, settings, source, split, fingerprint)
+    return _checked(Study(config, settings, source, source.split(), fingerprint))
+
+
+def _settings(config: RunConfig, source: DataSource) -> Settings:
+    """All settings of a request, the precision decided for this machine."""
+    from cfrbench.compute import settled
+
+    settings = config.settings({**source.protocol(config.preset), **_tuner(config).protocol()})
+    return settings.model_copy(update={"compute": settled(settings.compute)})
+
+
+def _tuner(config: RunConfig) -> FineTuner:
+    """The fine-tuner with its own options among the dotted values; ConfigError if it would not use the strategy."""
+    cls = registry.load("tune", config.tune)
+    options = override(Settings(), config.set).options.get(f"tune.{cls.name}", {})
+    tuner: FineTuner = cls(validate(cls.Config, options, f"the options of tune.{cls.name}"))
+    if tuner.takes != "canvas" and config.concat != RunConfig().concat:
+        raise ConfigError(f"The fine-tuner '{tuner.name}' takes all slices of a crop, not canvases, so the strategy "
+                          f"'{config.concat}' would not be used. Leave --concat away.")  # fmt: skip
+    return tuner
+
+
+def _checked(study: Study) -> Study:
+    """The study, if every plug-in that it or its settings name is known and takes its options."""
+    for name in study.settings.options:  # options for a plug-in nobody knows are a mistake, not a preparation
+        kind, _, plugin = name.partition(".")
+        registry.find(kind, plugin)
+    config = study.config
     for kind, name in (("concat", config.concat), ("tune", config.tune), ("net", config.net)):
         study.plugin(kind, name)
     return study
-
-
-def _check_options(settings: Settings) -> None:
-    """Options for a plug-in nobody knows are a mistake, not a preparation."""
-    for name in settings.options:
-        kind, _, plugin = name.partition(".")
-        registry.find(kind, plugin)
 
 
 def check_fit(tuner: Any, model: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
 from types import ModuleType
 from typing import Any
 
@@ -62,6 +61,8 @@ class Listing:
 @cache
 def discover() -> tuple[Plugin, ...]:
     """All entry points of the group, sorted by kind and name; imports none of them."""
+    from importlib import metadata
+
     found = set()
     for entry in metadata.entry_points(group=GROUP):
         kind, _, name = entry.name.partition(".")
@@ -125,6 +126,10 @@ def observers() -> pluggy.PluginManager:
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     return manager
+
+
+#: observers of this process: the command line registers its progress display here
+WATCHERS = observers()
 
 
 def version(kind: str, name: str) -> str:

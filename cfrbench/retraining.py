@@ -16,6 +16,8 @@ from cfrbench.prepare import WorkingCase
 from cfrbench.sampling import draw_crop, generator, take_crop, two_stream_batch
 from cfrbench.training import Trainee
 
+#: a network and a whole image ``(h, w, d)`` -> probabilities ``(C, h, w, d)``, by sliding windows
+Slider = Callable[[nn.Module, Tensor], Tensor]
 #: crops ``(U, 1, h, w, d)`` -> logits ``(U, C, h, w, d)``: the fine-tuned foundation model, for online pseudo-labels
 CropLabeller = Callable[[Tensor], Tensor]
 
@@ -36,6 +38,7 @@ class RetrainingTrainee(Trainee):
         section: TrainingSection,
         compute: Compute,
         seed: int,
+        slide: Slider,
     ) -> None:
         self.method = method
         self.labelled = labelled
@@ -44,6 +47,9 @@ class RetrainingTrainee(Trainee):
         self.section = section
         self.compute = compute
         self.seed = seed
+        self.slide = slide
+        self._own: dict[str, Tensor] | None = None  # not saved: made anew from the labeller, which is
+        self._phase = -1
         self._names = list(unlabelled) if method.uses_unlabelled else []
 
     def parameters(self) -> list[nn.Parameter]:
@@ -52,6 +58,7 @@ class RetrainingTrainee(Trainee):
 
     def losses(self, progress: Progress) -> dict[str, Tensor]:
         """The method's own losses, and the guidance term if there are pseudo-labels."""
+        self.relabel(progress)
         batch = self.batch(progress.step)
         self.method.train()
         with self.compute.autocast():
@@ -66,6 +73,18 @@ class RetrainingTrainee(Trainee):
         """Let the method move its teacher."""
         self.method.after_update(progress)
 
+    def relabel(self, progress: Progress) -> None:
+        """Label the whole unlabelled volumes if a phase begins, or goes on after a cut, whose method asks for it."""
+        if progress.phase == self._phase or not self.method.relabels:
+            return
+        network, self._own = self.method.labeller(progress), None
+        if network is not None:
+            self._own = {case: self._labelled_by(network, image) for case, image in self.unlabelled.items()}
+        self._phase = progress.phase
+
+    def _labelled_by(self, network: nn.Module, image: Tensor) -> Tensor:
+        return self.method.own_labels(self.slide(network, image).unsqueeze(0))[0]
+
     def batch(self, step: int) -> Batch:
         """The batch of one step: a pure function of (seed, step), equal for a baseline and its CFR twin."""
         section = self.section
@@ -76,18 +95,17 @@ class RetrainingTrainee(Trainee):
         first, second = two_stream_batch(step, labelled, unlabelled, known_count, unknown_count, self.seed)
         known = [self._labelled_crop(step, slot, index) for slot, index in enumerate(first)]
         unknown = [self._unlabelled_crop(step, slot, index) for slot, index in enumerate(second)]
-        image = torch.stack([crop for crop, _ in known] + [crop for crop, _ in unknown]).unsqueeze(1)
+        image = torch.stack([crop for crop, _ in known] + [crop for crop, _, _ in unknown]).unsqueeze(1)
         label = torch.stack([label for _, label in known])
-        return self._batch(image, label, [pseudo for _, pseudo in unknown])
-
-    def _batch(self, image: Tensor, label: Tensor, pseudo: list[Tensor | None]) -> Batch:
-        device = self.compute.device
-        maps: Tensor | None = None
+        pseudo, own = [labels for _, labels, _ in unknown], [labels for _, _, labels in unknown]
         if callable(self.pseudo):
-            maps = class_map(self.pseudo(image[len(label) :]))
-        elif self.pseudo is not None:
-            maps = torch.stack([p for p in pseudo if p is not None])
-        return Batch(self.compute.batch(image), label.to(device), None if maps is None else maps.clone().to(device))
+            pseudo = list(class_map(self.pseudo(image[len(label) :])))
+        device = self.compute.device
+        return Batch(self.compute.batch(image), label.to(device), self._stacked(pseudo), self._stacked(own))
+
+    def _stacked(self, crops: Sequence[Tensor | None]) -> Tensor | None:
+        found = [crop for crop in crops if crop is not None]
+        return torch.stack(found).to(self.compute.device) if found else None
 
     def _labelled_crop(self, step: int, slot: int, index: int) -> tuple[Tensor, Tensor]:
         case = self.labelled[index]
@@ -96,14 +114,14 @@ class RetrainingTrainee(Trainee):
         draw = draw_crop(case.shape, self.section.patch, self.section.rotflip, rng)
         return take_crop(case.image, draw), take_crop(case.label, draw)
 
-    def _unlabelled_crop(self, step: int, slot: int, index: int) -> tuple[Tensor, Tensor | None]:
+    def _unlabelled_crop(self, step: int, slot: int, index: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         name = self._names[index]
         image = self.unlabelled[name]
         rng = generator(self.seed, f"unlabelled-{slot}", step)
         height, width, depth = image.shape
         draw = draw_crop((height, width, depth), self.section.patch, self.section.rotflip, rng)
         pseudo = take_crop(self.pseudo[name], draw) if isinstance(self.pseudo, Mapping) else None
-        return take_crop(image, draw), pseudo
+        return take_crop(image, draw), pseudo, None if self._own is None else take_crop(self._own[name], draw)
 
     def state(self) -> dict[str, Tensor]:
         """All networks of the method, teachers and buffers included."""

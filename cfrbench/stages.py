@@ -11,23 +11,19 @@ from typing import TYPE_CHECKING, Any
 from cfrbench import pipeline, registry
 from cfrbench.artifact import Draft
 from cfrbench.checkpoint import Checkpointer, graceful_stop
-from cfrbench.compute import start
+from cfrbench.compute import HALF, start
 from cfrbench.config import Settings, Triple, canonical
 from cfrbench.contracts import Segmenter, SSLMethod, StageTask
-from cfrbench.errors import ConfigError, StoreError
-from cfrbench.formats import read_labels, read_tensors, write_labels, write_table, write_tensors
+from cfrbench.errors import ConfigError, StoreError, WeightsError
+from cfrbench.formats import read_labels, read_metadata, read_tensors, write_labels, write_table, write_tensors
+from cfrbench.gauges import Laps, counted_inputs, sizes
 from cfrbench.pipeline import Bench
-from cfrbench.recipes import Recipe, check_fit
+from cfrbench.recipes import SCORES, STORED, WEIGHTS, WORKING, Recipe, check_fit
 from cfrbench.store import Store
 from cfrbench.tuning import Labeller
 
 if TYPE_CHECKING:
     from torch import nn
-
-WEIGHTS, WORKING, STORED, SCORES = "weights.safetensors", "working.npz", "labels.npz", "scores.parquet"
-
-#: observers of this process: the command line registers its progress display here
-WATCHERS = registry.observers()
 
 # Benches hold decoded volumes; one process keeps them for all its stages.
 _BENCHES: dict[str, Bench] = {}
@@ -47,13 +43,13 @@ class StageWork:
         store = Store(self.store)
         for name in self.observers:
             module = registry.load_observer(name)
-            if not WATCHERS.is_registered(module):
-                WATCHERS.register(module)
+            if not registry.WATCHERS.is_registered(module):
+                registry.WATCHERS.register(module)
         began = time.monotonic()
         artifact = store.ensure(
-            task, lambda draft: self._work(store, task, draft), lambda: WATCHERS.hook.stage_waiting(task=task)
+            task, lambda draft: self._work(store, task, draft), lambda: registry.WATCHERS.hook.stage_waiting(task=task)
         )
-        WATCHERS.hook.stage_finished(
+        registry.WATCHERS.hook.stage_finished(
             task=task, seconds=time.monotonic() - began, values=artifact.manifest["summary"]
         )  # fmt: skip
 
@@ -79,12 +75,12 @@ class Run:
 
     def started(self, total: int) -> None:
         """Tell observers how many steps or cases to expect."""
-        WATCHERS.hook.stage_started(task=self.task, folder=str(self.draft.folder), total_steps=total)
+        registry.WATCHERS.hook.stage_started(task=self.task, folder=str(self.draft.folder), total_steps=total)
 
     def on_step(self, step: int, values: Mapping[str, float]) -> None:
         """Log a step and tell observers."""
         self.draft.log.write("step", step=step, **values)
-        WATCHERS.hook.step_done(task=self.task, step=step, values=values)
+        registry.WATCHERS.hook.step_done(task=self.task, step=step, values=values)
 
     def checkpoints(self) -> Checkpointer:
         """Checkpoints in the persistent folder of this key."""
@@ -145,29 +141,65 @@ def run_tune(run: Run) -> Mapping[str, Any]:
     tuner, foundation = make("tune", recipe["tune"]), make("model", recipe["model"])
     check_fit(tuner, foundation)
     run.started(bench.settings.tuning.steps)
+    laps = Laps()
+
+    def on_step(step: int, values: Mapping[str, float]) -> None:
+        laps.lap()
+        run.on_step(step, values)
+
     labeller = pipeline.fine_tune(
         bench, ids(recipe["labelled"]), make("concat", recipe["concat"]), foundation, tuner, recipe["seed"],
-        checkpoints=run.checkpoints(), on_step=run.on_step,
+        checkpoints=run.checkpoints(), on_step=on_step,
     )  # fmt: skip
     tensors = tuner.export(labeller.network.model)
     write_tensors(run.draft.path(WEIGHTS), tensors, {"recipe": recipe})
-    return {"trained_parameters": sum(t.numel() for t in tensors.values())}
+    exported = sum(t.numel() for t in tensors.values())
+    summary = sizes(labeller.network.model) | {
+        "trained_parameters": exported, "seconds_per_step": laps.typical, "peak_mib": bench.compute.peak_mib()
+    }  # fmt: skip
+    if not tuner.trains:
+        summary["labelled_dice"] = pipeline.prompted_dice(bench, labeller, ids(recipe["labelled"]))
+    return summary
 
 
 def tuned_labeller(run: Run, link: Mapping[str, str]) -> tuple[Labeller, Bench]:
     """The fine-tuned foundation model of a finished tune stage, merged and in evaluation mode."""
     upstream = run.upstream(link)
-    recipe = upstream.recipe
-    bench = run.bench(recipe)
-    tuner = make("tune", recipe["tune"])
-    labeller, _ = pipeline.adapted(
-        bench, make("concat", recipe["concat"]), make("model", recipe["model"]), tuner, recipe["seed"]
-    )
+    bench = run.bench(upstream.recipe)
+    return _restored(upstream.path(WEIGHTS), upstream.recipe, bench), bench
+
+
+def open_tuned(weights: Path) -> Labeller:
+    """The fine-tuned model in one file that `run_tune` wrote, wherever it lies now, ready to label crops.
+
+    The file says what else it needs: plug-ins with their versions and options, the foundation model's weights by their
+    hash. WeightsError if one of them is another here.
+    """
+    recipe = read_metadata(weights).get("recipe", {})
+    if "tune" not in recipe:
+        raise WeightsError(f"{weights} does not say what it was made of, so it is no fine-tuned model of this program. "
+                           "Give the weights.safetensors of a stage 'tune'.")  # fmt: skip
+    for kind in ("tune", "model", "concat"):
+        name, needed = recipe[kind]["name"], recipe[kind]["version"]
+        if (here := registry.version(kind, name)) != needed:
+            raise WeightsError(f"{weights} was made with {kind}.{name} of {needed}, but {here} is installed. Install "
+                               "that version to open it, or fine-tune again.")  # fmt: skip
+    if make("model", recipe["model"]).identity() != recipe["model"]["identity"]:
+        raise WeightsError(f"{weights} belongs to other weights of {recipe['model']['name']} than are installed here. "
+                           f"Name those with SHA-256 {recipe['model']['identity']}.")  # fmt: skip
+    bench = Bench.of(make("data", recipe["data"]), Settings.model_validate(recipe["settings"]))
+    return _restored(weights, recipe, bench)
+
+
+def _restored(weights: Path, recipe: Mapping[str, Any], bench: Bench) -> Labeller:
+    """The model of a tune recipe with exported tensors put in, merged and in evaluation mode."""
+    tuner, concat = make("tune", recipe["tune"]), make("concat", recipe["concat"])
+    labeller, _ = pipeline.adapted(bench, concat, make("model", recipe["model"]), tuner, recipe["seed"])
     model = labeller.network.model
-    tuner.restore(model, read_tensors(upstream.path(WEIGHTS)))
+    tuner.restore(model, read_tensors(weights))
     tuner.merge(model)
     labeller.network.eval()
-    return labeller, bench
+    return labeller
 
 
 def run_pseudo(run: Run) -> Mapping[str, Any]:
@@ -176,14 +208,21 @@ def run_pseudo(run: Run) -> Mapping[str, Any]:
     cases = ids(run.recipe["unlabelled"])
     run.started(len(cases))
 
+    laps = Laps()
+
     def label(case: str) -> dict[str, Any]:
-        found = pipeline.pseudo_label(bench, labeller, [case])
+        bench.library.image(case)  # reading it is not labelling it
+        with laps.timed():
+            found = pipeline.pseudo_label(bench, labeller, [case])
         return {"working": found.working[case], "stored": found.stored[case]}
 
-    found = _case_by_case(run, cases, label)
+    with counted_inputs(labeller.network) as batches:
+        found = _case_by_case(run, cases, label)
     write_labels(run.draft.path(WORKING), {case: masks["working"] for case, masks in found.items()})
     write_labels(run.draft.path(STORED), {case: masks["stored"] for case, masks in found.items()})
-    return {"cases": len(cases)}
+    # Cases that an earlier attempt has labelled were neither timed nor counted here.
+    canvases = sum(batches) / len(laps.seconds) if laps.seconds else None
+    return {"cases": len(cases), "seconds_per_volume": laps.typical, "canvases_per_volume": canvases}
 
 
 def _case_by_case(run: Run, cases: list[str], work: Callable[[str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -251,7 +290,7 @@ def check_patch(segmenter: Segmenter, patch: Triple, precision: str) -> None:
                           f"'{segmenter.name}' needs. Set training.patch accordingly.")  # fmt: skip
     # Measured with torch 2.14.1 on a CPU: the weight gradient of a bf16 3x3x3 convolution is wrong, and not always
     # infinite, where the first spatial side is 2 (sides 1, 3, 4 and 5 are right). It gets there by halving.
-    if precision != "fp32" and patch[0] <= 2 * segmenter.divisor:
+    if precision in HALF and patch[0] <= 2 * segmenter.divisor:
         raise ConfigError(f"The patch {patch} is halved to a first side of 2 inside '{segmenter.name}', where "
                           f"gradients in {precision} are wrong. Use --precision fp32, a larger patch, or fewer "
                           f"halvings (net.{segmenter.name}.depth).")  # fmt: skip

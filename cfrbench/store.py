@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,6 +75,11 @@ class Store:
         except Damaged as damage:
             _logger.warning("%s", damage)
             return None
+
+    def find_any(self, stage: str, keys: Iterable[str]) -> Artifact | None:
+        """The first finished stage of this name among ``keys``, those of a cell for example; None without one."""
+        here = (key for key in keys if self.folder(stage, key).is_dir())
+        return next((artifact for artifact in (self.find(stage, key) for key in here) if artifact), None)
 
     def find_verified(self, stage: str, key: str) -> Artifact | None:
         """`find` with every checksum verified: for plans, where a damaged artifact is to be computed again at once."""

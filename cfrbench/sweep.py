@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfrbench import registry
-from cfrbench.config import PRESET_WORDS, RunConfig, Settings, digest, read_toml, validate
+from cfrbench.config import PRESET_WORDS, RunConfig, Settings, Triple, digest, read_toml, validate
 from cfrbench.contracts import StageTask
-from cfrbench.errors import CfrbenchError, ConfigError, Skipped
-from cfrbench.recipes import Cell, Study, check_fit, study_of
+from cfrbench.errors import CfrbenchError, ConfigError, Skipped, UsageError
+from cfrbench.recipes import SCORES, Cell, Study, check_fit, study_of
 from cfrbench.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SUPERVISED = "supervised"
+#: memory of one stage by preset: LiteMedSAM and small volumes, or SAM ViT-B on canvases of 1024
+JOB_GIB = {"quick": 3.0, "paper": 12.0}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class Plan:
     reused: int
     name: str
     store: Path
+
+    def facts(self) -> dict[str, Any]:
+        """What the record of the run and its tables say about it."""
+        return facts(self.study)
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,18 @@ def run(
 def plan(config: RunConfig, store: Path) -> Plan:
     """Work out cells and stages; the store says what is already done. Nothing is computed."""
     study = study_of(config)
-    home = Store(store)
     chains = {cell: study.chain(cell) for cell in _cells(study)}
+    todo, reused = missing(chains.values(), Store(store))
+    return Plan(study, chains, todo, reused, _run_name(config), store)
+
+
+def missing(chains: Iterable[Sequence[StageTask]], home: Store) -> tuple[tuple[StageTask, ...], int]:
+    """The stages to run for all ``chains``, each once and needs first, and how many finished ones they stand on."""
     todo: dict[str, StageTask] = {}
     reused: set[str] = set()
-    for chain in chains.values():
+    for chain in chains:
         _need(chain, home, todo, reused)
-    return Plan(study, chains, _in_order(todo), len(reused), _run_name(config), store)
+    return _in_order(todo), len(reused)
 
 
 def _need(chain: Sequence[StageTask], home: Store, todo: dict[str, StageTask], reused: set[str]) -> None:
@@ -121,7 +132,7 @@ def _in_order(todo: dict[str, StageTask]) -> tuple[StageTask, ...]:
 
 def _cells(study: Study) -> list[Cell]:
     config, total = study.config, len(study.split.train)
-    budgets = [_budget(study, label) for label in config.labels]
+    budgets = [budget(study, label) for label in config.labels]
     methods = [registry.load("ssl", name) for name in dict.fromkeys(config.ssl)]
     guided = [m for m in methods if m.uses_unlabelled]
     cells: list[Cell] = []
@@ -159,7 +170,7 @@ def _pseudo_cell(study: Study, labels: int, total: int, seed: int) -> Cell:
     return Cell("none", f"{model.title} + {study.config.tune}", "pseudo-label", labels, total - labels, seed)
 
 
-def _budget(study: Study, label: int | str) -> int:
+def budget(study: Study, label: int | str) -> int:
     """A number of labelled cases; ``scarce`` and ``moderate`` are the data set's own."""
     if isinstance(label, int):
         study.split.labelled(label)
@@ -186,28 +197,40 @@ def execute(
     observers: tuple[str, ...] = (),
 ) -> Result:
     """Run what is missing, write the run's record, gather the scores."""
-    from cfrbench import stages
-
     began = time.monotonic()
     _record(planned, {}, None)  # from now on `clean` leaves alone what this run has finished
     if observer is not None:
-        stages.WATCHERS.register(observer)
+        registry.WATCHERS.register(observer)
     try:
-        stages.WATCHERS.hook.run_planned(plan=planned.todo, reused=planned.reused)
+        registry.WATCHERS.hook.run_planned(plan=planned.todo, reused=planned.reused)
         failures = _run_stages(planned, executor, jobs, observers)
         record = _record(planned, failures, time.monotonic() - began)
-        stages.WATCHERS.hook.run_finished(name=planned.name, seconds=record["seconds"])
+        registry.WATCHERS.hook.run_finished(name=planned.name, seconds=record["seconds"])
     finally:
         if observer is not None:
-            stages.WATCHERS.unregister(observer)
+            registry.WATCHERS.unregister(observer)
     return _result(planned.name, record, Store(planned.store))
 
 
-def _run_stages(planned: Plan, executor: str, jobs: int, observers: tuple[str, ...]) -> dict[str, CfrbenchError]:
-    from cfrbench.stages import StageWork
+def default_jobs(planned: Plan) -> int:
+    """Stages to run side by side on a CPU: as many as it has room for, for they share less than threads of one do.
 
+    One for ``smoke``, whose stages are shorter than the start of a process, and one on a GPU.
+    """
+    from cfrbench.compute import find_device
+    from cfrbench.machine import room_for_jobs
+
+    compute = planned.study.settings.compute
+    if planned.study.config.preset == "smoke" or len(planned.todo) < 2 or find_device(compute.device).type != "cpu":
+        return 1
+    return min(len(planned.todo), room_for_jobs(compute.threads, JOB_GIB[planned.study.config.preset]))
+
+
+def _run_stages(planned: Plan, executor: str, jobs: int, observers: tuple[str, ...]) -> dict[str, CfrbenchError]:
     if not planned.todo:
         return {}
+    from cfrbench.stages import StageWork  # scipy and the whole pipeline, which a finished run need not load
+
     cls = registry.load("executor", executor)
     options = planned.study.settings.options.get(f"executor.{cls.name}", {})
     if jobs != 1:
@@ -234,7 +257,7 @@ def _record(planned: Plan, failures: dict[str, CfrbenchError], seconds: float | 
         ],
         # What was only skipped has its cause in this list too.
         "failures": {words[key]: str(error) for key, error in failures.items() if not isinstance(error, Skipped)},
-        "facts": facts(study),
+        "facts": planned.facts(),
         "seconds": seconds,
         "trained": len(planned.todo) - len(failures),
         "reused": planned.reused,
@@ -255,7 +278,6 @@ def gather_cases(record: dict[str, Any], home: Store) -> pd.DataFrame:
 
     from cfrbench.formats import read_table
     from cfrbench.report import frames
-    from cfrbench.stages import SCORES
 
     parts = []
     for cell in record["cells"]:
@@ -291,28 +313,27 @@ def facts(study: Study) -> dict[str, Any]:
         "model_note": model.note,
         "tune": config.tune,
         "unit": settings.scoring.unit,
-        "protocol": _protocol(settings),
+        "protocol": "; ".join(protocol(settings).values()),
     }
 
 
-def _protocol(settings: Settings) -> str:
-    """What makes the numbers of a table comparable, in one line."""
+def protocol(settings: Settings, crop: Triple | None = None) -> dict[str, str]:
+    """What makes the numbers of a table comparable: by subject, in words; ``crop`` is the training patch by default."""
     training, scoring, inference = settings.training, settings.scoring, settings.inference
     grid = "" if settings.grid.downsample == 1 else f" on a grid {settings.grid.downsample} times coarser"
-    parts = [
-        f"crops {'x'.join(map(str, training.patch))}{grid}",
-        f"{training.steps} steps, batch {training.labelled_batch}+{training.unlabelled_batch}",
-        "last checkpoint, student network",
-        f"fine-tuning {settings.tuning.steps} steps",
-        f"pseudo-labels per {'volume' if settings.pseudo.mode == 'volume' else 'crop (online)'}",
-        f"guidance weight {training.guidance_weight:g} ({training.guidance_schedule})",
-        f"window strides {inference.stride_xy}/{inference.stride_z}",
-        f"scored on the original grid, distances in {scoring.unit}",
-        f"empty masks: {scoring.empty}",
-        f"post-processing: {scoring.postprocess}",
-        settings.compute.precision,
-    ]
-    return "; ".join(parts)
+    return {
+        "crops": f"crops {'x'.join(map(str, crop or training.patch))}{grid}",
+        "training": f"{training.steps} steps, batch {training.labelled_batch}+{training.unlabelled_batch}",
+        "checkpoint": "last checkpoint, student network",
+        "tuning": f"fine-tuning {settings.tuning.steps} steps",
+        "pseudo": f"pseudo-labels per {'volume' if settings.pseudo.mode == 'volume' else 'crop (online)'}",
+        "guidance": f"guidance weight {training.guidance_weight:g} ({training.guidance_schedule})",
+        "windows": f"window strides {inference.stride_xy}/{inference.stride_z}",
+        "scoring": f"scored on the original grid, distances in {scoring.unit}",
+        "empty": f"empty masks: {scoring.empty}",
+        "postprocess": f"post-processing: {scoring.postprocess}",
+        "precision": settings.compute.precision,
+    }
 
 
 def read_config(reference: str, store: Path) -> RunConfig:
@@ -321,6 +342,9 @@ def read_config(reference: str, store: Path) -> RunConfig:
     if path.suffix == ".toml" or path.is_file():
         return read_toml(path)
     record = Store(store).run(reference)
+    if "ablation" in record["facts"]:
+        raise UsageError(f"{record['name']} is an ablation: several requests in one. Give `cfrbench ablate "
+                         f"{record['facts']['ablation']['kind']}` with its options again.")  # fmt: skip
     return validate(RunConfig, record["config"], f"the record of {reference}")
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class Schedule:
     steps: int
     rate: Callable[[int, int], float]
     phases: tuple[Phase, ...] = (Phase("train"),)
+    parts: int = 1  # batches whose mean gradient makes one update
 
     def progress(self, step: int) -> Progress:
         """Where ``step`` lies: its phase and its place in that phase."""
@@ -100,17 +102,25 @@ def _step(
     for group in optimiser.param_groups:
         group["lr"] = rate
     seed_torch(seed, "step", step)
+    parts = [_backward(trainee, replace(progress, part=part), schedule.parts, optimiser)
+             for part in range(schedule.parts)]  # fmt: skip
+    optimiser.step()
+    trainee.after_update(progress)
+    return {**{name: fmean(values[name] for values in parts) for name in parts[0]}, "lr": rate}
+
+
+def _backward(trainee: Trainee, progress: Progress, parts: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+    """Add the gradient of one of ``parts`` batches to those of the parts before it; return its losses."""
     losses = trainee.losses(progress)
     total = torch.stack([loss.float() for loss in losses.values()]).sum()
     values = {name: float(loss.detach()) for name, loss in losses.items()}
     if not bool(torch.isfinite(total)):
-        raise CfrbenchError(f"The loss is not finite at step {step} ({values}). Lower the learning rate "
+        raise CfrbenchError(f"The loss is not finite at step {progress.step} ({values}). Lower the learning rate "
                             "(--set training.lr=... or tuning.lr=...) or use --precision fp32.")  # fmt: skip
-    optimiser.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-    trainee.after_update(progress)
-    return {"loss": float(total.detach()), **values, "lr": rate}
+    if progress.part == 0:  # only now: a trainee may have used gradients for something of its own
+        optimiser.zero_grad(set_to_none=True)
+    (total / parts).backward()  # type: ignore[no-untyped-call]
+    return {"loss": float(total.detach()), **values}
 
 
 def _save(trainee: Trainee, optimiser: torch.optim.Optimizer, checkpoints: Checkpointer, step: int) -> None:

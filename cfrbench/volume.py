@@ -17,6 +17,14 @@ from cfrbench.errors import DataError
 IGNORE = 255
 
 
+def check_classes(num_classes: int) -> None:
+    """DataError unless so many classes, background included, can be told apart in a label."""
+    if not 1 <= num_classes <= IGNORE:
+        raise DataError(f"{num_classes} classes do not fit: labels have 8 bits, and {IGNORE} in them marks padding, so "
+                        f"there are 1 to {IGNORE} classes with background. Merge some, or leave some out of the data "
+                        "set.")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Volume:
     """An image, its label if there is one, and its voxel size.
@@ -60,6 +68,7 @@ def checked_volume(
 
 
 def _checked_label(where: str, image: Tensor, label: Tensor | None, num_classes: int) -> Tensor | None:
+    check_classes(num_classes)
     if label is None:
         return None
     if label.shape != image.shape:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shlex
+import shutil
 import urllib.error
 import urllib.request
 import zipfile
@@ -33,6 +35,19 @@ WRAPPERS = ("model", "state_dict", "model_state_dict")
 VITS: dict[tuple[int, ...], str] = {(768, 12): "SAM ViT-B", (1024, 24): "SAM ViT-L", (1280, 32): "SAM ViT-H"}
 #: shape of the first convolution of a TinyViT encoder -> the model
 TINY_VITS: dict[tuple[int, ...], str] = {(32, 3, 1, 1): "LiteMedSAM", (32, 3, 3, 3): "MobileSAM"}
+#: a name that only the encoder of SAM-Med2D has
+MED2D_ADAPTER = "image_encoder.blocks.0.Adapter.spatial.0.weight"
+#: model -> SHA-256 of its released checkpoint; some have the same shapes
+RELEASED = {
+    "SAM ViT-B": "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+    "SAM ViT-L": "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+    "SAM ViT-H": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+    "MobileSAM": "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+    "LiteMedSAM": "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+}
+HAND_OVER = "hand it over with `cfrbench model get NAME --from FILE`."
+#: what torch says of a name it will not import
+_GLOBAL = re.compile(r"(?:GLOBAL|global:?) (\w+(?:\.\w+)+)")
 
 
 def weights_folder() -> Path:
@@ -87,7 +102,8 @@ def recognise(tensors: Mapping[str, Tensor]) -> str:
     if position is not None:
         width = position.shape[-1]
         depth = len({name.split(".")[2] for name in tensors if name.startswith("image_encoder.blocks.")})
-        return VITS.get((width, depth), f"a SAM of {depth} blocks and width {width}")
+        name = VITS.get((width, depth), f"a SAM of {depth} blocks and width {width}")
+        return "SAM-Med2D" if MED2D_ADAPTER in tensors else name
     stem = tensors.get("image_encoder.patch_embed.seq.0.c.weight")
     if stem is not None:
         return TINY_VITS.get(tuple(stem.shape), "a TinyViT with an unknown stem")
@@ -118,6 +134,8 @@ def _read_pickle(path: Path) -> Any:
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, OSError) as error:
         if path.stat().st_size == 0 or isinstance(error, EOFError):
             raise _truncated(path) from error
+        if code := _GLOBAL.search(str(error)):
+            raise _carries_code(path, code[1]) from error
         raise _not_a_checkpoint(path, str(error).partition("\n")[0]) from error
 
 
@@ -138,7 +156,10 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
 
     if isinstance(content, Mapping):
         inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), content)
-        tensors = {str(name): value for name, value in inner.items() if isinstance(value, torch.Tensor)}
+        # Training on several GPUs puts "module." before every name.
+        tensors = {
+            str(name).removeprefix("module."): value for name, value in inner.items() if isinstance(value, torch.Tensor)
+        }
         if tensors:
             return tensors
     raise _not_a_checkpoint(path, "it holds no named tensors")
@@ -146,6 +167,13 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
 
 def _truncated(path: Path) -> WeightsError:
     return WeightsError(f"{path} is cut off after {path.stat().st_size:,} bytes. Fetch it again.")
+
+
+def _carries_code(path: Path, name: str) -> WeightsError:
+    return WeightsError(f"{path} holds more than tensors: to load it, Python would have to run `{name}`, and a file "
+                        "can name any program there. Checkpoints are read as tensors only, so nothing was run. If you "
+                        "trust where it comes from, load it yourself with torch.load(PATH, weights_only=False), save "
+                        "its state_dict() with torch.save, and give that file.")  # fmt: skip
 
 
 def _not_a_checkpoint(path: Path, reason: str) -> WeightsError:
@@ -157,14 +185,16 @@ def _not_a_checkpoint(path: Path, reason: str) -> WeightsError:
 # fetching
 
 
-def download(url: str, target: Path, sha256: str, progress: Callable[[int, int], None] | None = None) -> Path:
+def download(url: str, target: Path, sha256: str | None, progress: Callable[[int, int], None] | None = None) -> Path:
     """Fetch ``url`` to ``target``, going on where an earlier attempt stopped; return ``target``.
 
+    ``sha256`` is the digest or its first digits, None where none was published: then only the length is checked.
     ``progress`` gets bytes done and bytes in all (0 if the server does not say). The file appears whole and verified
     or not at all; until then it grows as ``target.part``. WeightsError if the network, the disk or the digest fails.
     """
     if target.exists():
-        _require_digest(target, sha256, "Remove it, then fetch it again.")
+        if sha256 is not None:
+            _require_digest(target, sha256, "Remove it, then fetch it again.")
         return target
     part = target.with_name(target.name + ".part")
     with _failures(url, part):
@@ -174,7 +204,8 @@ def download(url: str, target: Path, sha256: str, progress: Callable[[int, int],
         if size < total:
             raise WeightsError(f"The download of {url} broke off after {size:,} of {total:,} bytes. Give the same "
                                "command again: it goes on from there.")  # fmt: skip
-        _verify(part, sha256, url)
+        if sha256 is not None:
+            _verify(part, sha256, url)
         part.replace(target)
     return target
 
@@ -204,7 +235,9 @@ def _append(url: str, part: Path, progress: Callable[[int, int], None]) -> int:
 
 
 def _request(url: str, have: int) -> urllib.request.Request:
-    return urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    # Some archives turn away the name that Python's library gives itself.
+    headers = {"User-Agent": "cfrbench"} | ({"Range": f"bytes={have}-"} if have else {})
+    return urllib.request.Request(url, headers=headers)
 
 
 def _verify(part: Path, sha256: str, url: str) -> None:
@@ -215,17 +248,37 @@ def _verify(part: Path, sha256: str, url: str) -> None:
                            "again; if it stays so, the address serves another file.")  # fmt: skip
 
 
+def copy_checkpoint(source: Path, target: Path) -> Path:
+    """Copy a file so that ``target`` is whole or as before; return ``target``. WeightsError if it cannot be written."""
+    if target.exists() and target.samefile(source):
+        return target
+    copy = target.with_name(target.name + ".copy")
+    with _writing(copy):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
+        copy.replace(target)
+    return target
+
+
 @contextmanager
 def _failures(url: str, part: Path) -> Iterator[None]:
+    with _writing(part):
+        try:
+            yield
+        except urllib.error.HTTPError as error:
+            raise WeightsError(f"{url} answered {error.code} {error.reason}. Check the address, or fetch the file by "
+                               f"other means and {HAND_OVER}") from error  # fmt: skip
+        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            reason = getattr(error, "reason", None) or error
+            raise WeightsError(f"{url} cannot be fetched: {reason}. Check the connection and give the same command "
+                               "again: it goes on where it stopped. Where there is no network, fetch the file on "
+                               f"another machine and {HAND_OVER}") from error  # fmt: skip
+
+
+@contextmanager
+def _writing(part: Path) -> Iterator[None]:
     try:
         yield
-    except urllib.error.HTTPError as error:
-        raise WeightsError(f"{url} answered {error.code} {error.reason}. Check the address, or fetch the file by other "
-                           "means and give its path.") from error  # fmt: skip
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise WeightsError(f"{url} cannot be fetched: {reason}. Check the connection and give the same command again: "
-                           "it goes on where it stopped.") from error  # fmt: skip
     except OSError as error:
         raise WeightsError(f"{part} cannot be written: {error.strerror or error}. Free space there or choose another "
                            "folder with CFRBENCH_WEIGHTS.") from error  # fmt: skip

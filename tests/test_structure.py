@@ -20,10 +20,11 @@ FLOORS = [
     for line in """
     errors
     config volume files
-    formats machine weights checkpoint compute
-    losses schedules metrics canvas intensity jitter sampling inference images averaging blocked_attention
-    contracts
-    hookspecs promptable teachers guidance datasets
+    formats machine weights checkpoint compute headroom
+    losses schedules metrics canvas intensity jitter sampling inference windows images averaging sam_like \
+    blocked_attention lean perturbations distance_maps uncertainty prototypes confident_learning
+    contracts backbone
+    hookspecs promptable tuners prompting slices tiling pretrained med2d teachers guidance datasets gauges layouts
     registry
     prepare training
     tuning retraining testing
@@ -32,8 +33,8 @@ FLOORS = [
     store report
     recipes
     stages
-    sweep
-    explanation diagnosis prediction evaluation cleaning montage
+    sweep ablation
+    explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition cards
     cli
     """.strip().splitlines()
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cfrbench.backbone import Backbone
 from cfrbench.compute import seed_torch
 from cfrbench.contracts import Batch, Progress, SSLMethod, StepOutput
 from cfrbench.training import Schedule, sgd
@@ -25,15 +26,44 @@ def require(condition: bool, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
-class TinyNet(nn.Sequential):
-    """Two convolutions with what real networks have: batch norm, dropout; logits range from unsure to sure."""
+class TinyNet(Backbone):
+    """Two halvings with what real networks have: batch norm, dropout, skips; logits range from unsure to sure."""
+
+    title = "The tiny network"
+    name = "tiny"
 
     def __init__(self, num_classes: int) -> None:
-        last = nn.Conv3d(4, num_classes, kernel_size=1)
-        super().__init__(
-            nn.Conv3d(1, 4, kernel_size=3, padding=1), nn.BatchNorm3d(4), nn.ReLU(), nn.Dropout3d(0.2), last
+        super().__init__()
+        self.widths = (4, 4, 4)
+        self.first = nn.Sequential(nn.Conv3d(1, 4, kernel_size=3, padding=1), nn.BatchNorm3d(4), nn.ReLU())
+        self.down = nn.ModuleList(
+            nn.Sequential(nn.Conv3d(4, 4, kernel_size=2, stride=2), nn.BatchNorm3d(4), nn.ReLU()) for _ in range(2)
         )
-        nn.init.normal_(last.weight, std=2.0)
+        self.up = nn.ModuleList(nn.ConvTranspose3d(4, 4, kernel_size=2, stride=2) for _ in range(2))
+        self.dropout = nn.Dropout3d(0.2)
+        self.out_conv = nn.Conv3d(4, num_classes, kernel_size=1)
+        nn.init.normal_(self.out_conv.weight, std=2.0)
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """Features of three levels."""
+        features = [self.first(image)]
+        for down in self.down:
+            features.append(down(features[-1]))
+        return features
+
+    def decode(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Maps of two levels."""
+        lower = torch.relu(self.up[1](features[2]) + features[1])
+        return [torch.relu(self.up[0](lower) + features[0]), lower]
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Whole channels."""
+        dropped: Tensor = self.dropout(x)
+        return dropped
+
+    def remove_encoder(self) -> None:
+        """Keep the way up and the classifier."""
+        del self.first, self.down
 
 
 @dataclass(frozen=True)
@@ -83,12 +113,17 @@ class Lab:
     def output(self, method: SSLMethod, progress: Progress, batch: Batch | None = None) -> StepOutput:
         """One call of `step`, seeded as the loop seeds it."""
         seed_torch(0, "check-step", progress.step)
-        return method.step(batch if batch is not None else self.batch(progress.step), progress)
+        batch = batch if batch is not None else self.batch(progress.step)
+        if method.relabels:  # the loop asks once a phase and labels whole volumes; here the crops stand for those
+            batch = replace(batch, own=own_labels(method, method.labeller(progress), batch.image[LABELLED:]))
+        return method.step(batch, progress)
 
-    def moments(self, method: SSLMethod, optimiser: torch.optim.Optimizer) -> Iterator[tuple[Progress, StepOutput]]:
+    def moments(
+        self, method: SSLMethod, optimiser: torch.optim.Optimizer, pseudo_seed: int | None = None
+    ) -> Iterator[tuple[Progress, StepOutput]]:
         """Train to the end; each step's output is handed out before its backward pass."""
         for progress in self.schedule(method):
-            output = self.output(method, progress)
+            output = self.output(method, progress, self.batch(progress.step, pseudo_seed))
             yield progress, output
             learn(optimiser, output)
             method.after_update(progress)
@@ -99,6 +134,12 @@ class Lab:
         learn(optimiser, output)
         method.after_update(progress)
         return output
+
+
+@torch.no_grad()
+def own_labels(method: SSLMethod, network: nn.Module | None, image: Tensor) -> Tensor | None:
+    """What ``network`` calls the crops ``(U, 1, H, W, D)``, as the loop would label the volumes they are cut from."""
+    return None if network is None else method.own_labels(network.eval()(image).float().softmax(dim=1))
 
 
 def learn(optimiser: torch.optim.Optimizer, output: StepOutput) -> None:

@@ -44,11 +44,17 @@ def _check_shape(strategy: ConcatStrategy, name: str, shape: Triple) -> bool:
         return False
     frozen = dataclasses.is_dataclass(layout) and layout.__dataclass_params__.frozen  # type: ignore[attr-defined]
     require(frozen, f"{where}: the layout is no frozen dataclass.")
-    planned = (tuple(layout.shape), layout.canvas)
-    require(planned == (shape, CANVAS), f"{where}: the layout says {planned}, not the shape and canvas asked for.")
+    planned, asked = (tuple(layout.shape), layout.canvas), (shape, strategy.canvas_side(shape, CANVAS))
+    require(planned == asked, f"{where}: the layout says {planned}, not the shape and canvas asked for, {asked}.")
     _check_round_trip(strategy, where, layout)
+    if strategy.exact:
+        _check_nothing_lost(strategy, where, layout)
+    _check_labels(strategy, where, layout)
+    if strategy.exact:
+        _check_means(strategy, where, layout)
     _check_axes(strategy, where, layout)
     _check_repeatable(strategy, where, shape)
+    _check_training(strategy, where, shape)
     return True
 
 
@@ -66,7 +72,7 @@ def _check_round_trip(strategy: ConcatStrategy, where: str, layout: Layout) -> N
         volume = (steps[0][:, None, None] + steps[1][:, None] + steps[2]) / 3.0
     given = volume.clone()
     canvases = strategy.forward(volume, layout, 0.0)
-    wanted = (layout.count, CANVAS, CANVAS)
+    wanted = (layout.count, layout.canvas, layout.canvas)
     require(tuple(canvases.shape) == wanted, f"{where}: canvases are {tuple(canvases.shape)}, not {wanted}.")
     back = strategy.inverse(canvases, layout)
     require(back.shape == volume.shape, f"{where}: inverse(forward(v)) is {tuple(back.shape)}.")
@@ -75,8 +81,50 @@ def _check_round_trip(strategy: ConcatStrategy, where: str, layout: Layout) -> N
     require(error <= limit, f"{where}: inverse(forward(v)) is off by {error:.3g} of the value range, though the "
                             f"strategy states {limit:.3g}.")  # fmt: skip
     require(torch.equal(given, volume), f"{where}: `forward` changes its input.")
-    if strategy.exact:
-        _check_nothing_lost(strategy, where, layout)
+
+
+def _check_labels(strategy: ConcatStrategy, where: str, layout: Layout) -> None:
+    """Labels there and back are labels: of their type, and none that was not there."""
+    label = (_numbered(layout.shape) * 4).floor().to(torch.uint8) * 50
+    back = strategy.inverse(strategy.forward(label, layout, FILL), layout)
+    require(back.dtype == label.dtype, f"{where}: uint8 labels come back as {back.dtype}.")
+    new = sorted(set(back.flatten().tolist()) - set(label.flatten().tolist()))
+    require(not new, f"{where}: labels come back with new values {new[:5]}; pick labels, never interpolate them.")
+    require(not strategy.exact or torch.equal(back, label), f"{where}: labels do not come back voxel for voxel.")
+
+
+def _check_means(strategy: ConcatStrategy, where: str, layout: Layout) -> None:
+    """A voxel comes back as the mean over the places where it stands, and images stand where their labels do."""
+    voxels = int(torch.Size(layout.shape).numel())
+    numbers = torch.arange(voxels).view(layout.shape)
+    places = strategy.forward(numbers, layout, -1)
+    held = places >= 0
+    alike = torch.equal(strategy.forward(numbers.float(), layout, -1)[held], places[held].float())
+    require(alike, f"{where}: a volume of floats is laid out otherwise than its labels.")
+    visits = places[held].bincount(minlength=voxels)
+    require(strategy.averages or int(visits.max()) == 1, f"{where}: voxels stand on several canvases, but `averages` "
+                                                         "is False.")  # fmt: skip
+    canvases = _numbered(tuple(places.shape))
+    mean = torch.zeros(voxels).index_add(0, places[held], canvases[held]) / visits
+    error = float((strategy.inverse(canvases, layout) - mean.view(layout.shape)).abs().max())
+    require(error <= 1e-5, f"{where}: `inverse` is off by {error:.3g} from the mean over all places of a voxel.")
+
+
+def _check_training(strategy: ConcatStrategy, where: str, shape: Triple) -> None:
+    """Plans for fine-tuning can be laid out, whole and in part, at any stage of it."""
+    volume = _numbered(shape)
+    for done in (0.0, 0.5, 0.99):
+        layout = strategy.plan_training(shape, CANVAS, draw=3, done=done)
+        canvases = strategy.forward(volume, layout, 0.0)
+        wanted = (layout.count, layout.canvas, layout.canvas)
+        require(tuple(canvases.shape) == wanted, f"{where}: canvases in fine-tuning are {tuple(canvases.shape)}, not "
+                                                 f"{wanted}.")  # fmt: skip
+        chosen = sorted({0, layout.count // 2, layout.count - 1})
+        some = strategy.forward_some(volume, layout, 0.0, chosen)
+        require(torch.equal(some, canvases[chosen]), f"{where}: `forward_some` differs from `forward`.")
+        again = strategy.plan_training(shape, CANVAS, draw=3, done=done)
+        repeated = torch.equal(strategy.forward(volume, again, 0.0), canvases)
+        require(repeated, f"{where}: two plans for fine-tuning of draw 3 differ; draw from ``draw`` alone.")
 
 
 def _check_nothing_lost(strategy: ConcatStrategy, where: str, layout: Layout) -> None:

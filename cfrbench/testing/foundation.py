@@ -66,20 +66,23 @@ def check_tuner(tuner_cls: type[FineTuner], model: FoundationModel, config: Any 
     if reason is not None:
         require(len(reason.split()) > 2, f"{name} refuses {model.title} without a reason: '{reason}'.")
         return
-    network = _built(model)
+    network = _built(model, tuner=tuner)
     parameters = tuner.adapt(network)
-    _check_frozen(name, network, parameters)
-    _check_training(name, model, network, parameters)
+    _check_frozen(tuner, network, parameters)
+    if tuner.trains:
+        _check_training(name, model, network, parameters)
     exported = tuner.export(network)
     _check_restore(name, tuner, model, network, exported)
     _check_misfits(name, tuner, network, exported)
     _check_merge(name, tuner, model, network)
 
 
-def _check_frozen(name: str, network: Promptable, parameters: list[nn.Parameter]) -> None:
+def _check_frozen(tuner: FineTuner, network: Promptable, parameters: list[nn.Parameter]) -> None:
+    name = type(tuner).__qualname__
     flagged = {id(p): n for n, p in network.named_parameters() if p.requires_grad}
     given = {id(parameter) for parameter in parameters}
-    require(bool(given), f"{name} returns nothing to train.")
+    wrong = "nothing to train" if tuner.trains else "parameters to train, though `trains` is False"
+    require(bool(given) == tuner.trains, f"{name} returns {wrong}.")
     require(len(given) == len(parameters), f"{name} returns a parameter twice.")
     require(given <= flagged.keys(), f"{name} returns parameters that are frozen or not part of the model.")
     left = [flagged[key] for key in flagged.keys() - given]
@@ -93,7 +96,7 @@ def _check_training(name: str, model: FoundationModel, network: Promptable, para
     optimiser = torch.optim.SGD(parameters, lr=0.1, foreach=False)
     network.train()
     for step in range(2):
-        logits = network(_image(model, step))
+        logits = network(_image(network.input_size or model.input_size, step))
         target = torch.randint(CLASSES, logits.shape[:1] + logits.shape[2:], generator=_generator(step))
         optimiser.zero_grad(set_to_none=True)
         ce_dice(logits, target).backward()  # type: ignore[no-untyped-call]
@@ -109,7 +112,7 @@ def _check_restore(
 ) -> None:
     """The export is a copy, and enough: another build becomes bit-equal by it."""
     kept = {key: tensor.clone() for key, tensor in exported.items()}
-    other = _built(model, seed=1)
+    other = _built(model, seed=1, tuner=tuner)
     tuner.adapt(other)
     tuner.restore(other, exported)
     changed = differences(copy_of(network), copy_of(other))
@@ -143,20 +146,20 @@ def _check_merge(name: str, tuner: FineTuner, model: FoundationModel, network: P
     require(error <= limit, f"`merge` of {name} changes the logits by {error:.3g}; rounding would be {limit:.2g}.")
 
 
-def _built(model: FoundationModel, seed: int = 0) -> Promptable:
+def _built(model: FoundationModel, seed: int = 0, tuner: FineTuner | None = None) -> Promptable:
     seed_torch(seed, "check-init")
-    return model.build(CLASSES)
+    return model.build(CLASSES) if tuner is None else tuner.build(model, CLASSES)
 
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _image(model: FoundationModel, seed: int = 0) -> Tensor:
-    return torch.rand(1, 3, model.input_size, model.input_size, generator=_generator(seed))
+def _image(side: int, seed: int = 0) -> Tensor:
+    return torch.rand(1, 3, side, side, generator=_generator(seed))
 
 
 @torch.no_grad()
 def _logits(network: Promptable, model: FoundationModel) -> Tensor:
-    logits: Tensor = network.eval()(_image(model))
+    logits: Tensor = network.eval()(_image(network.input_size or model.input_size))
     return logits

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from cfrbench.backbone import Backbone
 from cfrbench.compute import seed_torch
 from cfrbench.config import Frozen
 from cfrbench.contracts import Segmenter
@@ -14,6 +16,7 @@ from cfrbench.errors import UsageError
 from cfrbench.testing._lab import copy_of, differences, require
 
 BATCH = 2
+T = TypeVar("T")
 
 
 def check_segmenter(segmenter_cls: type[Segmenter], config: Any = None) -> None:
@@ -29,6 +32,8 @@ def check_segmenter(segmenter_cls: type[Segmenter], config: Any = None) -> None:
         require(not changed, f"Two builds of {name} from one seed differ in {changed[:3]}: random numbers must come "
                              "from torch's global generator.")  # fmt: skip
         _check_forward(name, segmenter, network, channels, classes)
+        if isinstance(network, Backbone):
+            _check_parts(name, network, _built(segmenter, channels, classes), _input(segmenter, channels))
     _check_sides(name, segmenter)
 
 
@@ -60,6 +65,35 @@ def _check_forward(name: str, segmenter: Segmenter, network: nn.Module, channels
     error = float((together[1:] - alone).abs().max())
     require(error <= 1e-3 * (1.0 + float(alone.abs().max())), f"{name} mixes the crops of a batch in eval mode: the "
             f"logits of one change by {error:.3g} with its neighbour.")  # fmt: skip
+
+
+def _check_parts(name: str, network: Backbone, twin: nn.Module, image: Tensor) -> None:
+    """A `Backbone` is what its parts give one after the other, and its decoder works without its encoder."""
+    whole = _seeded(lambda: network.train()(image))
+    features = _seeded(lambda: network.encode(image))
+    given = [feature.clone() for feature in features]
+    maps = network.decode(features)
+    logits = network.out_conv(network.drop(maps[0]))
+    require(torch.equal(whole, logits), f"The parts of {name}, called one after the other, do not give its output.")
+    untouched = all(torch.equal(before, after) for before, after in zip(given, features, strict=True))
+    require(untouched, f"The decoder of {name} changes the features it is given in place.")
+    said = [(width, *(side >> level for side in image.shape[2:])) for level, width in enumerate(network.widths)]
+    for part, found, expected in (("encoder", features, said), ("decoder", maps, said[:-1])):
+        shapes = [tuple(level.shape[1:]) for level in found]
+        require(shapes == expected, f"The {part} of {name} gives levels {shapes}; by its `widths` they are {expected}.")
+    assert isinstance(twin, Backbone)
+    twin.load_state_dict(network.state_dict())
+    twin.remove_encoder()
+    with torch.no_grad():
+        alone, together = twin.eval().segment(features), network.eval().segment(features)
+    require(torch.equal(alone, together), f"`remove_encoder` of {name} changes what its decoder gives.")
+    total, kept = (sum(p.numel() for p in net.parameters()) for net in (network, twin))
+    require(kept < total, f"`remove_encoder` of {name} removes nothing: unused layers only cost time.")
+
+
+def _seeded(call: Callable[[], T]) -> T:
+    seed_torch(0, "check-parts")
+    return call()
 
 
 def _check_sides(name: str, segmenter: Segmenter) -> None:

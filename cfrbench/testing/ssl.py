@@ -51,6 +51,7 @@ def check_ssl(
     _check_losses_teach(lab)
     _check_masks(lab)
     _check_guidance(lab)
+    _check_labeller(lab)
     _check_teachers(lab)
     _check_seed(lab)
     _check_resume(lab)
@@ -173,7 +174,7 @@ def _require_restricted(lab: Lab, name: str, loss: Tensor, mask: Tensor, logits:
 def _check_guidance(lab: Lab) -> None:
     method = lab.build()
     tested = list(method.predictor().parameters())
-    for progress, output in lab.moments(method, lab.optimiser(method)):
+    for progress, output in lab.moments(method, lab.optimiser(method), pseudo_seed=7):
         if not output.guided and not lab.method_cls.uses_unlabelled:
             continue
         require(bool(output.guided), f"{lab.name} uses unlabelled crops but names no logits on them at step "
@@ -252,6 +253,29 @@ def _trains(network: nn.Module) -> bool:
 
 def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([tensor.detach().flatten().double() for tensor in tensors.values()])
+
+
+def _check_labeller(lab: Lab) -> None:
+    """What labels whole volumes is a frozen part of the method, taken as a phase begins and left alone inside it."""
+    method = lab.build()
+    optimiser = lab.optimiser(method)
+    named = 0
+    for progress in lab.schedule(method):
+        before = copy_of(method)
+        network = method.labeller(progress)
+        moved = differences(before, copy_of(method))
+        require(progress.phase_step == 0 or not moved, f"Asking for the labeller of {lab.name} inside a phase, as a "
+                f"resumed training does, changes {moved[:3]}: copy a network only if phase_step is 0.")  # fmt: skip
+        if network is not None:
+            named += 1
+            require(lab.method_cls.relabels, f"{lab.name} names a labeller but does not say `relabels = True`, so its "
+                                             "strides do not enter the key and nobody asks for it.")  # fmt: skip
+            inside = any(module is network for module in method.modules())
+            require(inside and not _trains(network), f"The labeller of {lab.name} must be a frozen submodule: only "
+                                                     "then are its labels the same after a resume.")  # fmt: skip
+        lab.advance(method, optimiser, progress)
+    silent = lab.method_cls.relabels and not named and lab.config is None
+    require(not silent, f"{lab.name} says `relabels = True` but names no labeller in any phase.")
 
 
 def _check_seed(lab: Lab) -> None:

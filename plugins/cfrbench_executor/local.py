@@ -11,25 +11,33 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from cfrbench import registry
 from cfrbench.artifact import LOG
 from cfrbench.checkpoint import graceful_stop
 from cfrbench.config import Frozen
 from cfrbench.contracts import Executor, StageTask
 from cfrbench.errors import CfrbenchError, Interrupted, Skipped
 from cfrbench.hookspecs import hookimpl
+from cfrbench.machine import keep_freed_memory
 from cfrbench.store import scratch_folder
 
 Work = Callable[[StageTask], None]
+#: how a task ended, as it travels: None, or a failure and its cause
+_Parcel = tuple[CfrbenchError, BaseException | None] | None
 
 #: how long a worker may take to save its state when it is asked to stop
 PATIENCE_SECONDS = 60.0
+#: least time between two steps that a worker reports
+PACE_SECONDS = 0.5
 
 
 class Local(Executor):
@@ -174,10 +182,15 @@ class _Crew:
     def finished(self) -> list[tuple[StageTask, CfrbenchError | None]]:
         """What ended in the next moment, as (task, failure); Interrupted if a worker was asked to stop."""
         ready = wait([worker.connection for worker in self.busy], timeout=0.2)
-        done = [worker for worker in self.busy if worker.connection in ready]
-        self.busy = [worker for worker in self.busy if worker not in done]
-        answers = [(worker.task, worker.answer()) for worker in done]
-        self._idle += done
+        answers = []
+        for worker in [worker for worker in self.busy if worker.connection in ready]:
+            message = worker.heard()
+            if isinstance(message, _News):
+                getattr(registry.WATCHERS.hook, message.hook)(task=worker.task, **message.values)
+                continue
+            self.busy.remove(worker)
+            answers.append((worker.task, worker.answer(message)))
+            self._idle.append(worker)
         return answers
 
     def __enter__(self) -> _Crew:
@@ -213,16 +226,20 @@ class _Worker:
         self.task = task
         self.connection.send(task)
 
-    def answer(self) -> CfrbenchError | None:
-        """How the task ended: None or its failure; raises Interrupted if it was asked to stop."""
+    def heard(self) -> _News | _Parcel:
+        """The worker's next message; should it have died, a parcel that says how."""
         try:
-            parcel = self.connection.recv()
+            message: _News | _Parcel = self.connection.recv()
         except (EOFError, ConnectionError):
-            return self._death()
+            return self._death(), None
+        return message
+
+    def answer(self, parcel: _Parcel) -> CfrbenchError | None:
+        """How the task ended: None or its failure; raises Interrupted if it was asked to stop."""
         if parcel is None:
             return None
-        failure: CfrbenchError = parcel[0]
-        failure.__cause__ = parcel[1]
+        failure, cause = parcel
+        failure.__cause__ = cause
         if isinstance(failure, Interrupted):
             raise failure
         return failure
@@ -235,8 +252,52 @@ class _Worker:
                              "smaller preset; the same command goes on from its last checkpoint.")  # fmt: skip
 
 
+class _News(NamedTuple):
+    """What an observer of the worker's task is told: a hook and its values."""
+
+    hook: str
+    values: dict[str, Any]
+
+
+class _Relay:
+    """An observer in a worker that passes on to the parent what it hears, steps at most twice a second."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._last = 0.0
+
+    @hookimpl
+    def stage_waiting(self, task: StageTask) -> None:
+        """Pass it on."""
+        self._tell("stage_waiting")
+
+    @hookimpl
+    def stage_started(self, task: StageTask, folder: str, total_steps: int) -> None:
+        """Pass it on."""
+        self._tell("stage_started", folder=folder, total_steps=total_steps)
+
+    @hookimpl
+    def step_done(self, task: StageTask, step: int, values: Mapping[str, float]) -> None:
+        """Pass it on, unless it comes too soon after the last."""
+        now = time.monotonic()
+        if now - self._last >= PACE_SECONDS:
+            self._last = now
+            self._tell("step_done", step=step, values=dict(values))
+
+    @hookimpl
+    def stage_finished(self, task: StageTask, seconds: float, values: Mapping[str, Any]) -> None:
+        """Pass it on."""
+        self._tell("stage_finished", seconds=seconds, values=dict(values))
+
+    def _tell(self, hook: str, **values: Any) -> None:
+        with suppress(ConnectionError):  # the parent may be the one that was killed
+            self._connection.send(_News(hook, values))
+
+
 def _serve(connection: Connection, work: Work) -> None:
     """The life of a worker."""
+    keep_freed_memory()
+    registry.WATCHERS.register(_Relay(connection))
     # Ctrl-C in a terminal reaches every process of the group: out of it, for the parent asks each worker once.
     os.setsid()
     threading.Thread(target=_follow_parent, daemon=True).start()
@@ -261,7 +322,7 @@ def _follow_parent() -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
-def _parcel(failure: CfrbenchError | None) -> tuple[CfrbenchError, BaseException | None] | None:
+def _parcel(failure: CfrbenchError | None) -> _Parcel:
     """A failure and its cause side by side, because pickling an exception drops its cause."""
     if failure is None:
         return None

@@ -6,9 +6,15 @@ are concerned. The broken guests every table of plug-ins must survive are here b
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from cfrbench import registry
 
 #: a guest whose module cannot be imported
 RAISES_ON_IMPORT = {"ssl.broken": ("raises_on_import", "raise RuntimeError('no such GPU')\n")}
@@ -51,3 +57,18 @@ def install(folder: Path, distribution: str, plugins: Mapping[str, tuple[str, st
     (info / "entry_points.txt").write_text("\n".join(["[cfrbench]", *lines, ""]), encoding="utf-8")
     for module, source in plugins.values():
         (folder / f"{module}.py").write_text(dedent(source), encoding="utf-8")
+
+
+def load_example(project: Path, kind: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A plug-in class of the package in ``project``, through the entry points of its own pyproject."""
+    about = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    entries = about["entry-points"]["cfrbench"]
+    sources = {entry: (module, (project / f"{module}.py").read_text("utf-8")) for entry, module in entries.items()}
+    install(folder, about["name"], sources, about["version"])
+    monkeypatch.syspath_prepend(folder)
+    registry.discover.cache_clear()
+    loaded = registry.load(kind, name)
+    # Later tests must not see a guest whose folder is gone.
+    registry.discover.cache_clear()
+    registry.load.cache_clear()
+    return loaded
