@@ -71,11 +71,14 @@ class StepOutput:
 
     guided: the logits ``(U, C, H, W, D)`` on the unlabelled crops, one per network, to which guidance may be added. A
     pass that only guidance needs may be left out where ``batch.pseudo`` is None.
+    guided_pseudo: where the method mixed or moved its crops, ``batch.pseudo`` mixed and moved alike, ``(N, H, W, D)`` for
+    guided logits ``(N, C, H, W, D)``; voxels labelled 255 come from elsewhere and are not guided.
     masks: by loss name, the voxels ``(N, 1 or C, H, W, D)`` of the last N crops that this loss counts, if not all.
     """
 
     losses: dict[str, Tensor]
     guided: tuple[Tensor, ...] = ()
+    guided_pseudo: Tensor | None = None
     masks: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -297,6 +300,12 @@ class SSLMethod(nn.Module, ABC):
     @abstractmethod
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the losses of one batch; called in train mode, before the update."""
+
+    def fit_to(self, crop: Triple) -> None:  # noqa: B027 - optional on purpose
+        """Called once, before training, with the sides of the crops: build here what depends on them.
+
+        ConfigError, with sides that fit, if the method cannot cut such crops up.
+        """
 
     def after_update(self, progress: Progress) -> None:
         """Called after the optimiser's update with the same progress as `step` (moving averages ...)."""

@@ -19,6 +19,7 @@ def guidance_loss(output: StepOutput, pseudo: Tensor, weight: float) -> Tensor:
     """Return ``weight`` times the sum over guided networks of 0.5 (CE + Dice) against ``pseudo`` ``(U, H, W, D)``.
 
     A sum, not a mean: each network of a two-network method is taught as strongly as the one of a one-network method.
+    Where the method moved its crops, the pseudo-labels that it moved with them are learnt, and nothing beside them.
     Raises UsageError if the method names no logits on unlabelled crops.
     """
     if not output.guided:
@@ -26,7 +27,10 @@ def guidance_loss(output: StepOutput, pseudo: Tensor, weight: float) -> Tensor:
             "This SSL method cannot be guided: its step returns no logits on unlabelled crops (StepOutput.guided is "
             "empty). Train it without pseudo-labels, as a baseline, or choose a method that uses unlabelled data."
         )
-    return weight * torch.stack([ce_dice(logits, pseudo) for logits in output.guided]).sum()
+    moved = output.guided_pseudo
+    target = pseudo if moved is None else moved
+    terms = [ce_dice(logits, target, only_labelled=moved is not None) for logits in output.guided]
+    return weight * torch.stack(terms).sum()
 
 
 def guidance_weight(training: TrainingSection, step: int, total: int) -> float:

@@ -181,6 +181,7 @@ def retrain(
     section = bench.settings.training
     seed_torch(seed, "training-init")
     method = make_method()
+    method.fit_to(section.patch)
     bench.compute.place(method)
     trainee = RetrainingTrainee(
         method,

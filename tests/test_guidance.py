@@ -57,3 +57,13 @@ def test_constant_and_decaying_weights() -> None:
 
 def test_pseudo_labels_that_guide_somewhere_pass() -> None:
     check_pseudo({"a": PSEUDO[0], "b": torch.zeros_like(PSEUDO[0])})
+
+
+def test_moved_pseudo_labels_are_learnt_where_they_are_and_nowhere_else() -> None:
+    logits = torch.randn(3, 2, 4, 4, 4, requires_grad=True)
+    moved = torch.randint(2, (3, 4, 4, 4), dtype=torch.uint8)
+    moved[:, 2:] = 255
+    loss = guidance_loss(StepOutput({}, guided=(logits,), guided_pseudo=moved), PSEUDO, 1.0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert bool((gradient[:, :, :2] != 0).all())
+    assert not bool(gradient[:, :, 2:].any())

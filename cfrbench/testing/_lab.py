@@ -83,7 +83,9 @@ class Lab:
     def build(self, seed: int = 0) -> SSLMethod:
         """A fresh method in train mode."""
         seed_torch(seed, "check-init")
-        return self.method_cls(self.make_net, self.num_classes, self.config).train()
+        method = self.method_cls(self.make_net, self.num_classes, self.config)
+        method.fit_to(SIDES)
+        return method.train()
 
     def optimiser(self, method: SSLMethod) -> torch.optim.Optimizer:
         """As the loop makes it: of all parameters that are not frozen."""

@@ -98,7 +98,8 @@ def _check_output(lab: Lab) -> None:
             require(loss.ndim == 0, f"The loss '{name}' of {lab.name} is no scalar but {tuple(loss.shape)}.")
             finite = bool(torch.isfinite(loss))
             require(finite, f"The loss '{name}' of {lab.name} is {loss.item():g} at step {progress.step}.")
-        shape = (UNLABELLED, lab.num_classes, *SIDES)
+        crops = UNLABELLED if output.guided_pseudo is None else len(output.guided_pseudo)
+        shape = (crops, lab.num_classes, *SIDES)
         wrong = [tuple(logits.shape) for logits in output.guided if tuple(logits.shape) != shape]
         require(not wrong, f"{lab.name} guides logits of shape {wrong}; the unlabelled crops need {shape}.")
 
