@@ -71,8 +71,8 @@ class StepOutput:
 
     guided: the logits ``(U, C, H, W, D)`` on the unlabelled crops, one per network, to which guidance may be added. A
     pass that only guidance needs may be left out where ``batch.pseudo`` is None.
-    guided_pseudo: where the method mixed or moved its crops, ``batch.pseudo`` mixed and moved alike, ``(N, H, W, D)`` for
-    guided logits ``(N, C, H, W, D)``; voxels labelled 255 come from elsewhere and are not guided.
+    guided_pseudo: where the method mixed or moved its crops, ``batch.pseudo`` mixed and moved alike, ``(N, H, W, D)``
+    for guided logits ``(N, C, H, W, D)``; voxels labelled 255 come from elsewhere and are not guided.
     masks: by loss name, the voxels ``(N, 1 or C, H, W, D)`` of the last N crops that this loss counts, if not all.
     """
 
@@ -301,7 +301,7 @@ class SSLMethod(nn.Module, ABC):
     def step(self, batch: Batch, progress: Progress) -> StepOutput:
         """Compute the losses of one batch; called in train mode, before the update."""
 
-    def fit_to(self, crop: Triple) -> None:  # noqa: B027 - optional on purpose
+    def fit_to(self, crop: Triple) -> None:
         """Called once, before training, with the sides of the crops: build here what depends on them.
 
         ConfigError, with sides that fit, if the method cannot cut such crops up.
