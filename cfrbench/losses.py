@@ -80,6 +80,38 @@ def ce_foreground_dice(logits: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (cross_entropy(logits, target) + foreground_dice_loss(foreground, target == 1))
 
 
+def weighted_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean over all voxels of ``weight`` ``(B, 1, ...)`` times the cross-entropy, which is 0 where the label is 255."""
+    log_probabilities = F.log_softmax(_wide(logits), dim=1)
+    entropy = -(log_probabilities * one_hot(target, logits.shape[1])).sum(dim=1, keepdim=True)
+    return (weight * entropy).mean()
+
+
+def block_dice_loss(
+    probabilities: Tensor, target: Tensor, blocks: int, *, edges: Sequence[int] | None = None, smooth: float = SMOOTH
+) -> Tensor:
+    """Mean of `dice_loss` over ``blocks`` blocks along each axis, of ``edges`` voxels (SLC-Net, igip-liu/SLC-Net).
+
+    ``edges`` are ``ceil(side / blocks)`` by default; the official 2D code takes that of the last axis for both. Blocks
+    that lie wholly outside count as 0, as they do there: sides that ``blocks`` divides have none.
+    """
+    axes = target.ndim - 1
+    if edges is None:
+        edges = [-(-side // blocks) for side in target.shape[1:]]
+    mask = one_hot(target, probabilities.shape[1])
+    # Zeros behind the last voxel add nothing to any sum; a negative amount cuts voxels off.
+    missing = [blocks * edge - side for side, edge in zip(target.shape[1:], edges, strict=True)]
+    pads = [amount for axis in reversed(missing) for amount in (0, axis)]
+    shape = [*probabilities.shape[:2], *(length for edge in edges for length in (blocks, edge))]
+    inside = (0, *range(3, 3 + 2 * axes, 2))
+
+    def summed(values: Tensor) -> Tensor:
+        return F.pad(values, pads).reshape(shape).sum(dim=inside)
+
+    size = summed(probabilities.square()) + summed(mask)
+    return (1.0 - (2.0 * summed(probabilities * mask) + smooth) / (size + smooth)).mean()
+
+
 #: the two supervised losses of the field, by the name that options give them
 SUPERVISED_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce_dice": ce_dice,
@@ -110,6 +142,16 @@ def softmax_dice(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Mean over classes of `linear_dice_loss` between the two softmaxes (SSL4MIS ``softmax_dice_loss``)."""
     pairs = zip(_softmax(student_logits).unbind(1), _softmax(teacher_logits).unbind(1), strict=True)
     return torch.stack([linear_dice_loss(a, b) for a, b in pairs]).mean()
+
+
+def soft_dice_loss(score: Tensor, other: Tensor, smooth: float = SMOOTH) -> Tensor:
+    """Mean over classes of ``1 - (2 sum(p q) + e) / (sum(p^2) + sum(q^2) + e)`` of two softmaxes ``(B, C, ...)``.
+
+    Sums run over batch and space together, and gradients flow to both sides (ycwu1997/SS-Net code/train_ss_2d.py).
+    """
+    everything_else = (0, *range(2, score.ndim))
+    size = (score.square() + other.square()).sum(everything_else)
+    return (1.0 - (2.0 * (score * other).sum(everything_else) + smooth) / (size + smooth)).mean()
 
 
 def sigmoid_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
