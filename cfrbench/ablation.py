@@ -27,7 +27,7 @@ from cfrbench.store import Store
 
 Kind = Literal["concat", "scale", "pseudo", "tune"]
 #: fine-tuning steps under a preset where none are asked for: all strategies on the phantom in minutes
-STEPS = {"quick": 120}
+STEPS = {"quick": 100}
 SCALES = (2, 4)
 SCALED = "scaled"
 #: pseudo-label mode and guidance schedule, as tables call them

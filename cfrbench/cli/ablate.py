@@ -71,7 +71,7 @@ TunersOption = Annotated[
 ]
 StepsOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Fine-tuning steps of each.  [default: the preset's; 120 with quick, but for pseudo]"),
+    typer.Option(min=1, help="Fine-tuning steps of each.  [default: the preset's; 100 with quick, but for pseudo]"),
 ]
 CasesOption = Annotated[
     int | None, typer.Option(min=1, help="Score the first N unlabelled cases, the same for all.  [default: all]")
