@@ -74,6 +74,11 @@ def ce_dice(logits: Tensor, target: Tensor, *, smooth: float = SMOOTH, only_labe
     return (1.0 - dice_weight) * entropy + dice_weight * _dice_terms(probabilities, mask, smooth).mean()
 
 
+def mean_foreground_dice_loss(probabilities: Tensor, target: Tensor, smooth: float = SMOOTH) -> Tensor:
+    """Mean over the foreground classes of the terms of `dice_loss`; of two classes, the binary Dice loss of class 1."""
+    return _dice_terms(probabilities, one_hot(target, probabilities.shape[1]), smooth)[1:].mean()
+
+
 def ce_foreground_dice(logits: Tensor, target: Tensor) -> Tensor:
     """Half of cross-entropy plus the binary Dice loss of class 1: UA-MT's and DTC's supervised form on LA."""
     foreground = F.softmax(_wide(logits), dim=1)[:, 1]
@@ -170,6 +175,23 @@ def symmetric_mse(first: Tensor, second: Tensor) -> Tensor:
     return (_wide(first) - _wide(second)).square().mean()
 
 
+def sharpened(logits: Tensor, temperature: float) -> Tensor:
+    """``p^(1/T) / sum_c p^(1/T)`` of the softmax p ``(B, C, ...)``, which is the softmax of ``logits / T``.
+
+    For two classes it is MC-Net's ``p^(1/T) / (p^(1/T) + (1 - p)^(1/T))`` (ycwu1997/MC-Net).
+    """
+    return F.softmax(_wide(logits) / temperature, dim=1)
+
+
+def mutual_distances(probabilities: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """For each of K softmaxes the sum over the K - 1 other ones' targets of the mean squared difference, ``(K,)``."""
+    rows = [
+        [(own - other).square().mean() for index, other in enumerate(targets) if index != place]
+        for place, own in enumerate(probabilities)
+    ]
+    return torch.stack([torch.stack(row).sum() for row in rows])
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``values`` ``(B, C, ...)`` where ``mask`` ``(B, 1 or C, ...)`` is True or 1; 0 where it is nowhere."""
     kept = mask.sum() * (values.shape[1] // mask.shape[1])
@@ -204,6 +226,11 @@ def class_map(logits: Tensor) -> Tensor:
 def confident_class_map(probabilities: Tensor, threshold: float) -> Tensor:
     """`class_map`, but 255 where no probability reaches ``threshold``."""
     return class_map(probabilities).masked_fill_(probabilities.amax(dim=1) < threshold, IGNORE)
+
+
+def disagreement(first: Tensor, second: Tensor) -> Tensor:
+    """Bool ``(B, 1, ...)`` where two logit maps ``(B, C, ...)`` name different classes."""
+    return (class_map(first.detach()) != class_map(second.detach())).unsqueeze(1)
 
 
 def one_hot(target: Tensor, classes: int) -> Tensor:
