@@ -69,7 +69,7 @@ def cut(crops: Tensor, grid: Triple) -> Tensor:
 
 def join(cubes: Tensor, grid: Triple) -> Tensor:
     """The crops whose `cut` is ``cubes``."""
-    split = cubes.unflatten(1, grid).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    split = torch.unflatten(cubes, 1, grid).permute(0, 4, 1, 5, 2, 6, 3, 7)
     return split.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
@@ -94,7 +94,7 @@ def exchange(crops: Tensor, source: Tensor) -> Tensor:
     flat = source.flatten(1) * number + torch.arange(number, device=source.device)
     # Not by an index per axis: its backward pass would add voxel by voxel.
     chosen = cubes.flatten(0, 1).index_select(0, flat.flatten())
-    return join(chosen.unflatten(0, cubes.shape[:2]), (nx, ny, nz))
+    return join(torch.unflatten(chosen, 0, cubes.shape[:2]), (nx, ny, nz))
 
 
 def recover(crops: Tensor, source: Tensor) -> Tensor:
