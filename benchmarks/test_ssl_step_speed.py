@@ -47,6 +47,7 @@ def stepper(name: str) -> Callable[[], None]:
     segmenter = vnet(vnet.Config())
     seed_torch(0, "benchmark-init")
     method: SSLMethod = plugin(lambda: segmenter.build(1, CLASSES), CLASSES).train()
+    method.fit_to(SIDES)
     batch, section = batch_for(plugin), TrainingSection()
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimiser = sgd(parameters, section.lr, section.momentum, section.weight_decay)

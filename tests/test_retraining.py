@@ -63,6 +63,7 @@ def made(name: str, seed: int = 0, **options: Any) -> SSLMethod:
     plugin = registry.load("ssl", name)
     seed_torch(seed, "training-init")
     method: SSLMethod = plugin(vnet, 2, plugin.Config(**options))
+    method.fit_to(PATCH)
     return method
 
 

@@ -14,7 +14,7 @@ from cfrbench.backbone import Backbone
 from cfrbench.contracts import Batch, Progress, SSLMethod
 
 L, U, C = 2, 3, 2
-SIDES = (4, 4, 4)
+SIDES = (8, 4, 4)  # the least that can be cut into cubes for a network that halves twice
 
 
 class Spy(Backbone):
@@ -58,6 +58,7 @@ def make(name: str, num_classes: int = C, **options: Any) -> Any:
     plugin = registry.load("ssl", name)
     torch.manual_seed(0)
     method: SSLMethod = plugin(lambda: Spy(num_classes), num_classes, plugin.Config(**options))
+    method.fit_to(SIDES)
     return method.train()
 
 
