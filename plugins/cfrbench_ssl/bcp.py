@@ -42,8 +42,8 @@ class BCP(SSLMethod):
         "likewise; M is 0 in a box and 1 around it, Dice1 the Dice of sums, not squares, crop by crop",
         "inward": "0.5 (CE(z, y_1) + Dice1(p, y_1)) where M = 1, plus unlabelled_weight times the same with yhat_1 "
         "where M = 0, of x = M x_1 + (1 - M) u_1; yhat = largest component of each class of argmax z'",
-        "outward": "unlabelled_weight 0.5 (CE(z, yhat_2) + Dice1(p, yhat_2)) where M = 1, plus the same times 1 with "
-        "y_2 where M = 0, of x = M u_2 + (1 - M) x_2",
+        "outward": "0.5 (CE(z, y_2) + Dice1(p, y_2)) where M = 0, plus unlabelled_weight times the same with yhat_2 "
+        "where M = 1, of x = M u_2 + (1 - M) x_2",
     }
     differences = (
         "The code trains 2000 + 15000 steps; here the run is shared out as 2 to 15 (pretraining; 5 in the ACDC "
