@@ -60,8 +60,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "training.lr": 0.03,
         "training.patch": (32, 32, 16),
         "training.rotflip": False,
-        # One label: 53, 45, 49 Dice after 100, 150, 200 steps; at 128 pixels 47, 38, 62 after 120, 150, 200.
-        "tuning.steps": 100,
+        "tuning.steps": 160,
         "tuning.patch": (40, 40, 16),
         "tuning.canvas": 160,
         "tuning.rotflip": False,
