@@ -66,7 +66,7 @@ class Phantom(SyntheticSource):
     class Config(Difficulty):
         """Set so that all labels give over 80 Dice, one label gives Mean Teacher far less, and 160 steps of LoRA help.
 
-        Pseudo-labels were looked at too: with a contrast jitter of 1.8, one label and so few steps find half the chamber.
+        Pseudo-labels were looked at too: at a contrast jitter of 1.8, so few steps on one label find half the chamber.
         """
 
         contrast_jitter: float = Field(1.0, ge=0, le=2, description="how much tissue contrast differs between cases")
