@@ -22,7 +22,7 @@ from cfrbench.config import Frozen, RunConfig, digest, parse_value, validate
 from cfrbench.contracts import ConcatStrategy, FineTuner, FoundationModel, StageTask
 from cfrbench.errors import CfrbenchError, ConfigError, UsageError
 from cfrbench.layouts import contents, slices_per_step
-from cfrbench.recipes import Cell, Study, check_fit, study_of
+from cfrbench.recipes import Cell, Study, check_fit, study_of, with_data_root
 from cfrbench.store import Store
 
 Kind = Literal["concat", "scale", "pseudo", "tune"]
@@ -125,6 +125,7 @@ def request_of(
 
 def plan(request: Ablation, store: Path) -> AblationPlan:
     """Work out variants, cells and stages; ConfigError or UsageError if no variant can be. Nothing is computed."""
+    request = request.model_copy(update={"base": with_data_root(request.base, store)})
     study = study_of(request.base)
     _check_cases(request, study)
     chains: dict[Cell, list[StageTask]] = {}

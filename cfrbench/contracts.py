@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cfrbench.config import Frozen, Triple, validate
 from cfrbench.errors import CfrbenchError
 from cfrbench.losses import class_map
 from cfrbench.sam_like import Promptable as Promptable
+from cfrbench.scan_steps import ScanSteps
 from cfrbench.volume import Split, Volume
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -355,6 +357,7 @@ class DataSource(_Configured):
     budgets: ClassVar[Mapping[str, int]] = {}  # "scarce", "moderate" -> labelled cases
     synthetic: ClassVar[bool] = False  # True: every table says "phantom"
     axcodes: ClassVar[str] = "RAS"  # orientation of its arrays; scans to predict are turned to it and back
+    scan_steps: ClassVar[ScanSteps] = ScanSteps()  # what its cases went through; scans to predict go through it too
 
     def __init__(self, config: Any = None, root: Path | None = None) -> None:
         super().__init__(config)
@@ -376,6 +379,13 @@ class DataSource(_Configured):
     @abstractmethod
     def fingerprint(self) -> Mapping[str, str]:
         """Case id -> SHA-256 of what `load` would read; part of every key, and how duplicates are found."""
+
+    def signatures(self) -> Mapping[str, NDArray[Any]] | None:
+        """Case id -> signature (`cfrbench.prepared.copies`), if they are known without reading every image.
+
+        A run with them is stopped by a test image that trains under another name, flipped or turned.
+        """
+        return None
 
     @abstractmethod
     def protocol(self, preset: str) -> Mapping[str, Any]:

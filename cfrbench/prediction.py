@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfrbench.config import Settings
-from cfrbench.errors import UsageError
+from cfrbench.errors import DataError, UsageError
 from cfrbench.images import ImageFile, find_images, image_stem, read_image, write_label
 from cfrbench.recipes import WEIGHTS
 from cfrbench.store import Store
@@ -75,9 +75,14 @@ def segment(network: nn.Module, bench: Bench, image: ImageFile) -> Any:
     from cfrbench.volume import checked_volume
 
     classes = bench.source.num_classes
-    volume = checked_volume(str(image.path), torch.from_numpy(image.array), None, classes, image.spacing_mm)
+    try:
+        placed = bench.source.scan_steps.place(image.array, image.spacing_mm)
+    except DataError as error:
+        raise DataError(f"{image.path}: {error}") from error
+    volume = checked_volume(str(image.path), torch.from_numpy(placed.image), None, classes, placed.spacing_mm)
     working = to_working(image.path.name, volume, bench.settings.grid, classes)
-    return to_stored(probabilities_of(bench, network, working.image), volume.shape).numpy()
+    found = to_stored(probabilities_of(bench, network, working.image), volume.shape).numpy()
+    return placed.placement.restored(found)
 
 
 def _targets(files: Sequence[Path], source: Path, output: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from cfrbench import registry
 from cfrbench.config import RunConfig, Settings, Triple, digest, override, validate
 from cfrbench.contracts import ConcatStrategy, DataSource, FineTuner, FoundationModel, StageTask
 from cfrbench.errors import ConfigError, PluginError, suggest
+from cfrbench.prepared.source import imported_folder, imported_names, is_prepared
 from cfrbench.volume import Split
 
 #: raised when the code of a stage changes its numbers
@@ -203,7 +204,13 @@ class Study:
         return [*guided, self.train(cell), self.predict(cell), self.score(cell)]
 
     def _base(self) -> Recipe:
-        return {"data": self.plugin("data", self.config.dataset), "classes": list(self.source.class_names)}
+        return {"data": self._data(), "classes": list(self.source.class_names)}
+
+    def _data(self) -> Recipe:
+        """The data set as `_plugin` says it of others; for an imported one its options hold what its manifest says."""
+        name = _data_plugin(self.config.dataset, self.config.data_root)
+        return {"name": name, "version": registry.version("data", name),
+                "options": self.source.config.model_dump(mode="json")}  # fmt: skip
 
 
 def _with_named(cls: Any, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -226,10 +233,29 @@ def task(stage: str, title: str, recipe: Recipe, needs: tuple[str, ...] = ()) ->
 
 def open_source(name: str, root: Path | None, values: Mapping[str, Any]) -> DataSource:
     """The data set called ``name`` with its own options among the dotted ``values``."""
-    cls = registry.load("data", name)
+    cls = registry.load("data", _data_plugin(name, root))
     options = override(Settings(), values).options.get(f"data.{cls.name}", {})
     source: DataSource = cls(validate(cls.Config, options, f"the options of data.{cls.name}"), root)
     return source
+
+
+def _data_plugin(name: str, root: Path | None) -> str:
+    """The plug-in behind the name of a data set: the one of imported sets if ``root`` is such a set and no other is."""
+    known = name.rpartition(":")[2] in registry.names("data")
+    return "nifti" if not known and is_prepared(root) else name
+
+
+def with_data_root(config: RunConfig, store: Path) -> RunConfig:
+    """The request, with the folder in the ``store`` if it names an imported data set; PluginError if there is none."""
+    known = registry.names("data")
+    if config.data_root is not None or config.dataset.rpartition(":")[2] in known:
+        return config
+    folder = imported_folder(store.absolute(), config.dataset)
+    if is_prepared(folder):
+        return config.model_copy(update={"data_root": folder})
+    raise PluginError(f"No data set called '{config.dataset}', neither built in nor imported into {store}. "
+                      f"{suggest(config.dataset, [*known, *imported_names(store)])} Import your own with "
+                      f"`cfrbench data import DIR --name NAME`.")  # fmt: skip
 
 
 def study_of(config: RunConfig) -> Study:

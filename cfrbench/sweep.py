@@ -12,7 +12,7 @@ from cfrbench import registry
 from cfrbench.config import PRESET_WORDS, RunConfig, Settings, Triple, digest, read_toml, validate
 from cfrbench.contracts import StageTask
 from cfrbench.errors import CfrbenchError, ConfigError, Skipped, UsageError
-from cfrbench.recipes import SCORES, Cell, Study, check_fit, study_of
+from cfrbench.recipes import SCORES, Cell, Study, check_fit, study_of, with_data_root
 from cfrbench.store import Store
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def run(
 
 def plan(config: RunConfig, store: Path) -> Plan:
     """Work out cells and stages; the store says what is already done. Nothing is computed."""
+    config = with_data_root(config, store)
     study = study_of(config)
     chains = {cell: study.chain(cell) for cell in _cells(study)}
     todo, reused = missing(chains.values(), Store(store))

@@ -22,10 +22,11 @@ FLOORS = [
     config volume files
     formats machine weights checkpoint compute headroom
     losses schedules metrics canvas intensity jitter sampling inference windows images averaging sam_like \
-    blocked_attention lean perturbations distance_maps uncertainty prototypes confident_learning \
+    blocked_attention lean perturbations distance_maps uncertainty prototypes confident_learning scan_steps \
     adversarial memory_bank
     contracts backbone
-    hookspecs promptable tuners prompting slices tiling pretrained med2d teachers guidance datasets gauges layouts
+    hookspecs promptable tuners prompting slices tiling pretrained med2d teachers guidance datasets gauges \
+    layouts prepared
     registry
     prepare training
     tuning retraining testing
