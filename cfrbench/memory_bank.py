@@ -86,8 +86,9 @@ def contrastive_loss(features: Tensor, labels: Tensor, bank: MemoryBank, scores:
         own, memory = features[labels == name], bank[name]
         if min(len(own), len(memory)) > 1:
             weights = scores(own.detach(), name).sigmoid()
-            distances = 1.0 - (F.normalize(own, dim=1) * F.normalize(memory, dim=1).mean(dim=0)).sum(dim=1)
-            total = total + (weights * distances).sum() / weights.sum()
+            with torch.autocast(own.device.type, enabled=False):  # sums over a million voxels need all their digits
+                cosines = own @ F.normalize(memory, dim=1).mean(dim=0) / own.norm(dim=1).clamp(min=1e-12)
+            total = total + (weights * (1.0 - cosines)).sum() / weights.sum()
     return total / len(bank)
 
 
