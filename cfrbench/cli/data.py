@@ -13,6 +13,7 @@ from rich.table import Table
 from cfrbench import registry
 from cfrbench.cli import app
 from cfrbench.cli.common import JsonOption, parse_set
+from cfrbench.cli.data_import import EXAMPLES, import_
 
 data = typer.Typer(help="Look at data sets and check their files.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -64,6 +65,9 @@ def check(name: str, data_root: RootOption = None, set_: SetOption = None, as_js
         typer.echo(f"{len(found)} findings" if found else "nothing wrong found")
     if any(f.level == "error" for f in found):
         raise typer.Exit(1)
+
+
+data.command("import", epilog=EXAMPLES)(import_)
 
 
 def _about(cls: Any) -> dict[str, Any]:

@@ -70,6 +70,11 @@ class NiftiHeader:
         view: NDArray[Any] = nib.orientations.apply_orientation(array, self.turn(axcodes))
         return view
 
+    def turned_shape(self, axcodes: str) -> Triple:
+        """Sides along ``axcodes``."""
+        x, y, z = (self.shape[axis] for axis in np.argsort(self.turn(axcodes)[:, 0]))
+        return x, y, z
+
     def turned_affine(self, axcodes: str) -> NDArray[np.float64]:
         """The affine of the array on ``axcodes``."""
         inverse = nib.orientations.inv_ornt_aff(self.turn(axcodes), self.shape)

@@ -8,14 +8,12 @@ most of the time: what a power cut loses, the checksums tell.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,7 @@ from cfrbench.prepared.form import (
     read_record,
 )
 from cfrbench.prepared.label_maps import LabelMap
+from cfrbench.prepared.parallel import each
 from cfrbench.scan_steps import Placement, ScanSteps, Spacing, placed_label
 
 _SLAB_BYTES = 2**26
@@ -105,42 +104,20 @@ def prepare_cases(
         for remains in (folder / CASES).glob(".*.tmp"):
             shutil.rmtree(remains, ignore_errors=True)
     done: dict[str, Outcome] = {}
-    for case, outcome in _outcomes(folder, jobs, workers):
+    for number, outcome in each(partial(_attempt, folder), jobs, workers):
         if isinstance(outcome, StoreError):
             raise outcome
-        done[case] = outcome
+        done[jobs[number].case] = outcome
         if on_case:
-            on_case(case, outcome)
+            on_case(jobs[number].case, outcome)
     return {job.case: done[job.case] for job in jobs}
 
 
-def _outcomes(folder: Path, jobs: Sequence[CaseJob], workers: int) -> Iterator[tuple[str, Outcome]]:
-    if workers <= 1 or len(jobs) <= 1:
-        yield from ((job.case, _attempt(folder, job)) for job in jobs)
-        return
-    # A fresh interpreter a worker: a forked copy of a process with torch's threads may hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        waiting: dict[Future[Outcome], str] = {}
-        try:
-            queue = iter(jobs)
-            # A few at a time, so that Ctrl-C waits for what runs and not for what was handed in.
-            while True:
-                for job in queue:
-                    waiting[pool.submit(_attempt, folder, job)] = job.case
-                    if len(waiting) >= 2 * workers:
-                        break
-                if not waiting:
-                    return
-                finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield waiting.pop(future), future.result()
-        except BrokenProcessPool as error:
-            raise StoreError("A process that was preparing cases has died, probably for lack of memory. Give the same "
-                             "command again with fewer --jobs: finished cases are kept.") from error  # fmt: skip
-        finally:
-            for future in waiting:
-                future.cancel()
+def remove_cases(folder: Path, keep: Collection[str]) -> None:
+    """Remove the cases of an earlier preparation that the set no longer names."""
+    for place in (folder / CASES).iterdir():
+        if place.name not in keep:
+            shutil.rmtree(place)
 
 
 def _attempt(folder: Path, job: CaseJob) -> Outcome:
@@ -252,7 +229,7 @@ def _placed(raw: RawCase, steps: ScanSteps) -> tuple[NDArray[Any], tuple[float, 
         whole = Placement(shape=sides, start=(0, 0, 0), stop=sides, sides=sides)
         return raw.image, raw.scale, raw.spacing_mm, whole
     _low_high(raw.image, raw.scale)  # NaN would spread, and is better reported as what it is
-    image = raw.image if raw.scale == (1.0, 0.0) else _scaled(raw.image, raw.scale)
+    image = raw.image if raw.scale == (1.0, 0.0) else scaled(raw.image, raw.scale)
     placed = steps.place(image, raw.spacing_mm)
     return placed.image, (1.0, 0.0), placed.spacing_mm, placed.placement
 
@@ -276,12 +253,14 @@ def rows(affine: NDArray[np.float64]) -> Any:
 # arrays, slab by slab
 
 
-def _slabs(array: NDArray[Any]) -> Iterator[slice]:
+def slabs(array: NDArray[Any]) -> Iterator[slice]:
+    """Slices along the first axis, each of some ten megabytes."""
     step = max(1, _SLAB_BYTES // max(1, 4 * array[:1].size))
     return (slice(low, min(low + step, len(array))) for low in range(0, len(array), step))
 
 
-def _scaled(array: NDArray[Any], scale: tuple[float, float]) -> NDArray[np.float32]:
+def scaled(array: NDArray[Any], scale: tuple[float, float]) -> NDArray[np.float32]:
+    """True values of stored ones, float32; what is beyond its range becomes infinite."""
     with np.errstate(over="ignore", invalid="ignore"):  # becomes infinite and is reported as such
         if scale == (1.0, 0.0):
             return array.astype(np.float32)
@@ -291,8 +270,8 @@ def _scaled(array: NDArray[Any], scale: tuple[float, float]) -> NDArray[np.float
 def _low_high(array: NDArray[Any], scale: tuple[float, float]) -> tuple[float, float]:
     """Smallest and largest true value; DataError if a true one is not finite, or all are equal."""
     low, high, odd = np.inf, -np.inf, 0
-    for part in _slabs(array):
-        piece = array[part] if array.dtype.kind in "biu" and scale == (1.0, 0.0) else _scaled(array[part], scale)
+    for part in slabs(array):
+        piece = array[part] if array.dtype.kind in "biu" and scale == (1.0, 0.0) else scaled(array[part], scale)
         if piece.dtype.kind == "f":
             odd += int(piece.size - np.isfinite(piece).sum())
         if not odd:
@@ -310,12 +289,12 @@ def _write_image(path: Path, array: NDArray[Any], scale: tuple[float, float]) ->
     whole = array.dtype.kind in "biu" and scale == (1.0, 0.0) and low >= -(2**15) and high < 2**15
     target = _mapped(path, np.int16 if whole else np.float32, _sides(array.shape))
     total, square = 0.0, 0.0
-    for part in _slabs(array):
-        piece = array[part].astype(np.int16) if whole else _scaled(array[part], scale)
+    for part in slabs(array):
+        piece = array[part].astype(np.int16) if whole else scaled(array[part], scale)
         target[part] = piece
         total += float(piece.sum(dtype=np.float64))
     mean = total / array.size
-    for part in _slabs(array):
+    for part in slabs(array):
         square += float(np.square(target[part] - mean, dtype=np.float64).sum())
     q005, median, q995 = (float(q) for q in np.quantile(_sample(target), (0.005, 0.5, 0.995)))
     record = _closed(path, target)
@@ -336,15 +315,13 @@ def _write_label(
     unscaled = raw.label_scale == (1.0, 0.0)
     stored = _mapped(path, np.uint8, placement.sides)
     if placement.untouched:
-        for part in _slabs(raw.label):
-            stored[part] = labels.apply(raw.label[part] if unscaled else _scaled(raw.label[part], raw.label_scale))
+        for part in slabs(raw.label):
+            stored[part] = labels.apply(raw.label[part] if unscaled else scaled(raw.label[part], raw.label_scale))
     else:
-        stored[:] = placed_label(
-            labels.apply(raw.label if unscaled else _scaled(raw.label, raw.label_scale)), placement
-        )
+        stored[:] = placed_label(labels.apply(raw.label if unscaled else scaled(raw.label, raw.label_scale)), placement)
     counts = np.zeros(len(labels.names), np.int64)
     seen = [np.zeros(side, bool) for side in stored.shape]
-    for part in _slabs(stored):
+    for part in slabs(stored):
         counts += np.bincount(stored[part].ravel(), minlength=len(counts))
         full = stored[part] > 0
         seen[0][part] = full.any((1, 2))
