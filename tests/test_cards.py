@@ -45,7 +45,11 @@ def test_cards_of_built_ins_are_complete(name: str) -> None:
 
 
 #: options that bring losses which the defaults leave out
-FORMS: dict[str, list[dict[str, Any]]] = {"acmt": [{"criterion": "prototype"}], "dtc": [{"ce_weight": 1.0}]}
+FORMS: dict[str, list[dict[str, Any]]] = {
+    "acmt": [{"criterion": "prototype"}],
+    "caussl": [{"form": "cps", "begin_cross": 0}],
+    "dtc": [{"ce_weight": 1.0}],
+}
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -23,9 +23,9 @@ FLOORS = [
     formats machine weights checkpoint compute headroom
     losses schedules metrics canvas intensity jitter sampling inference windows images averaging sam_like \
     blocked_attention lean perturbations distance_maps uncertainty prototypes confident_learning scan_steps \
-    adversarial memory_bank
+    adversarial memory_bank cubes pasting independence
     contracts backbone
-    hookspecs promptable tuners prompting slices tiling pretrained med2d teachers guidance datasets gauges \
+    hookspecs decoders promptable tuners prompting slices tiling pretrained med2d teachers guidance datasets gauges \
     layouts prepared
     registry
     prepare training

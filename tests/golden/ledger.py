@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 HERE = Path(__file__).parent
-FAMILIES = ("cfr_core", "finetuners", "ssl_consistency")
+FAMILIES = ("cfr_core", "finetuners", "ssl_consistency", "ssl_mixing")
 
 
 class Ledger:
