@@ -80,8 +80,8 @@ class StepOutput:
 
     losses: dict[str, Tensor]
     guided: tuple[Tensor, ...] = ()
-    guided_pseudo: Tensor | None = None
     masks: dict[str, Tensor] = field(default_factory=dict)
+    guided_pseudo: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class BCP(SSLMethod):
                 moved.append(only(batch.pseudo[others], ~region))
         if not guided:
             return StepOutput(losses, masks=masks)
-        return StepOutput(losses, (torch.cat(guided),), torch.cat(moved), masks)
+        return StepOutput(losses, (torch.cat(guided),), masks, torch.cat(moved))
 
     @torch.no_grad()
     def _teacher_labels(self, image: Tensor) -> Tensor:
