@@ -22,7 +22,7 @@ from cfrbench.config import Frozen, validate
 from cfrbench.contracts import StageTask
 from cfrbench.errors import CfrbenchError, ConfigError, Interrupted, StoreError
 from cfrbench.hookspecs import hookimpl
-from cfrbench_executor.local import Local
+from cfrbench_executor.local import Local, _Agenda
 from tests.children import start
 
 
@@ -255,3 +255,14 @@ def test_observers_hear_what_happens_in_workers() -> None:
         registry.WATCHERS.unregister(listener)
     for key in ("one", "two"):  # the second step comes too soon after the first to be passed on
         assert [words for who, words in listener.heard if who == key] == ["started 2", "step 1 0.5", "finished"]
+
+
+def test_the_longest_chain_begins_first() -> None:
+    short, first = StageTask("train", "a", "short"), StageTask("tune", "b", "first")
+    second, last = StageTask("pseudo", "c", "second", ("b",)), StageTask("train", "d", "last", ("c",))
+    agenda = _Agenda([short, first, second, last])
+    taken = []
+    while task := agenda.take():
+        taken.append(task.title)
+        agenda.finish(task, None)
+    assert taken == ["first", "second", "short", "last"]

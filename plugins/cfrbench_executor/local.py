@@ -79,6 +79,7 @@ class _Agenda:
     def __init__(self, tasks: Sequence[StageTask]) -> None:
         self.failures: dict[str, CfrbenchError] = {}
         self._waiting = {task.key: task for task in tasks}
+        self._above = _stages_above(tasks)
         # A need that is nobody's task is in the store already.
         self._unfinished = set(self._waiting)
         place = {key: index for index, key in enumerate(self._waiting)}
@@ -88,11 +89,14 @@ class _Agenda:
                 raise ValueError(f"{task.title} ({task.key}) stands before what it needs: {', '.join(late)}")
 
     def take(self) -> StageTask | None:
-        """The next task that can start; None if each waits for a running one, or none is left."""
-        for task in self._waiting.values():
-            if self._unfinished.isdisjoint(task.needs):
-                return self._waiting.pop(task.key)
-        return None
+        """The next task that can start, of the longest chain; None if each waits for a running one, or none is left.
+
+        Fine-tuning begins first, then: four stages wait for it, while trainings without guidance fit in anywhere.
+        """
+        ready = [task for task in self._waiting.values() if self._unfinished.isdisjoint(task.needs)]
+        if not ready:
+            return None
+        return self._waiting.pop(max(ready, key=lambda task: self._above[task.key]).key)
 
     def finish(self, task: StageTask, failure: CfrbenchError | None) -> None:
         """Note the end of a task; a failure takes along all that need it."""
@@ -107,6 +111,15 @@ class _Agenda:
                 self.failures[task.key] = Skipped(f"{task.title} was skipped: it needs {culprit.title}, which "
                                                         "failed.")  # fmt: skip
                 self._skip(task.key, culprit)
+
+
+def _stages_above(tasks: Sequence[StageTask]) -> dict[str, int]:
+    """By key, the number of stages in the longest chain that stands on a task; needs come before what needs them."""
+    above = dict.fromkeys((task.key for task in tasks), 0)
+    for task in reversed(tasks):
+        for key in above.keys() & task.needs:
+            above[key] = max(above[key], above[task.key] + 1)
+    return above
 
 
 class StageTraceback(Exception):
