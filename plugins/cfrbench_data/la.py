@@ -41,7 +41,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "quick": {
         "grid.downsample": 2,
         "training.patch": (64, 64, 32),
-        "training.steps": 320,
+        "training.steps": 400,
         "training.lr_policy": "poly-b",  # a decaying rate ends better in fewer steps
         "training.lr": 0.03,
         "training.rotflip": True,
