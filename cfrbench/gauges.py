@@ -1,10 +1,10 @@
-"""What stages measure of themselves: times, memory, sizes. It stands in manifests and is never part of a key."""
+"""What stages measure of themselves: times, memory, sizes, lost classes. It is logged and never part of a key."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -13,6 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from cfrbench.contracts import Promptable
+from cfrbench.hookspecs import LOST
+
+#: how often a network is looked at in one training
+LOOKS = 20
 
 
 @dataclass
@@ -40,6 +44,41 @@ class Laps:
     def typical(self) -> float | None:
         """The median, which neither warming up nor a checkpoint moves; None if nothing was timed."""
         return round(median(self.seconds), 6) if self.seconds else None
+
+
+class ClassWatch:
+    """Notices foreground classes that have collapsed: not one voxel of them is found where they are labelled.
+
+    Two looks in a row without one, because a crop may hold just a rim of a class; and a class that was never found
+    counts only in the second half of training, because small ones are learnt late.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._found = [False] * len(names)
+        self._misses = [0] * len(names)
+        self._late = False
+
+    def due(self, step: int, total: int) -> bool:
+        """Whether to look after the 0-based ``step``."""
+        return bool(self._names) and (step + 1) % max(1, total // LOOKS) == 0
+
+    def look(self, predicted: Tensor, label: Tensor, *, late: bool) -> None:
+        """Compare label maps of any one shape; ``late``: in the second half of training."""
+        self._late = late
+        right = label[predicted == label]
+        for index in range(1, len(self._names)):
+            if bool((right == index).any()):
+                self._found[index], self._misses[index] = True, 0
+            elif bool((label == index).any()):
+                self._misses[index] += 1
+
+    @property
+    def lost(self) -> dict[str, float]:
+        """A value ``lost NAME`` for each class that has collapsed, as observers of steps take it."""
+        gone = (found or self._late for found in self._found)
+        return {LOST + name: 1.0 for name, misses, counts in zip(self._names, self._misses, gone, strict=True)
+                if misses > 1 and counts}  # fmt: skip
 
 
 @contextmanager

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cfrbench import contracts
 
 PROJECT = "cfrbench"
+#: in the values of `step_done`: this and a class's name, where the network in training finds the class no more
+LOST = "lost "
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -75,7 +78,7 @@ def stage_started(task: contracts.StageTask, folder: str, total_steps: int) -> N
 
 @hookspec
 def step_done(task: contracts.StageTask, step: int, values: Mapping[str, float]) -> None:
-    """One optimiser step or one case is done; ``values`` are losses, rates or scores by name."""
+    """One optimiser step or one case is done; ``values`` are losses, rates or scores by name, and lost classes."""
 
 
 @hookspec

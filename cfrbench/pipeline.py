@@ -192,6 +192,7 @@ def retrain(
         bench.compute,
         seed,
         lambda network, image: probabilities_of(bench, network, image),
+        bench.source.class_names,
     )
 
     def rate(step: int, total: int) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cfrbench.compute import Compute
 from cfrbench.config import TrainingSection
 from cfrbench.contracts import Batch, Progress, SSLMethod
+from cfrbench.gauges import ClassWatch
 from cfrbench.guidance import guidance_loss, guidance_weight
 from cfrbench.losses import class_map
 from cfrbench.prepare import WorkingCase
@@ -26,7 +27,8 @@ class RetrainingTrainee(Trainee):
     """One SSL method on one labelled / unlabelled division.
 
     unlabelled holds images only. pseudo: label maps by case (mode `volume`), or a CropLabeller (mode `online`), or
-    None for the baseline, which draws exactly the same batches.
+    None for the baseline, which draws exactly the same batches. class_names, background first: those whose collapse is
+    watched.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class RetrainingTrainee(Trainee):
         compute: Compute,
         seed: int,
         slide: Slider,
+        class_names: Sequence[str] = (),
     ) -> None:
         self.method = method
         self.labelled = labelled
@@ -48,6 +51,8 @@ class RetrainingTrainee(Trainee):
         self.compute = compute
         self.seed = seed
         self.slide = slide
+        self._watch = ClassWatch(class_names)
+        self._known: tuple[Tensor, Tensor] | None = None  # labelled crops of the last batch and their labels
         self._own: dict[str, Tensor] | None = None  # not saved: made anew from the labeller, which is
         self._phase = -1
         self._names = list(unlabelled) if method.uses_unlabelled else []
@@ -60,6 +65,7 @@ class RetrainingTrainee(Trainee):
         """The method's own losses, and the guidance term if there are pseudo-labels."""
         self.relabel(progress)
         batch = self.batch(progress.step)
+        self._known = batch.image[: batch.labelled], batch.label
         self.method.train()
         with self.compute.autocast():
             output = self.method.step(batch, progress)
@@ -72,6 +78,16 @@ class RetrainingTrainee(Trainee):
     def after_update(self, progress: Progress) -> None:
         """Let the method move its teacher."""
         self.method.after_update(progress)
+
+    @torch.no_grad()
+    def remarks(self, progress: Progress) -> dict[str, float]:
+        """Classes that the tested network has lost on labelled crops, looked for a few times in a training."""
+        if self._known is not None and self._watch.due(progress.step, progress.total):
+            image, label = self._known
+            with self.compute.autocast():
+                predicted = class_map(self.method.predictor().eval()(image))
+            self._watch.look(predicted, label, late=2 * progress.step >= progress.total)
+        return self._watch.lost
 
     def relabel(self, progress: Progress) -> None:
         """Label the whole unlabelled volumes if a phase begins, or goes on after a cut, whose method asks for it."""

@@ -36,6 +36,10 @@ class Trainee(ABC):
     def after_update(self, progress: Progress) -> None:  # noqa: B027 - optional on purpose
         """Called after each update (moving averages ...)."""
 
+    def remarks(self, progress: Progress) -> dict[str, float]:
+        """What else observers are told after an update; it must change neither weights nor what is drawn later."""
+        return {}
+
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """Every tensor that training changes, for a checkpoint."""
@@ -106,7 +110,8 @@ def _step(
              for part in range(schedule.parts)]  # fmt: skip
     optimiser.step()
     trainee.after_update(progress)
-    return {**{name: fmean(values[name] for values in parts) for name in parts[0]}, "lr": rate}
+    means = {name: fmean(values[name] for values in parts) for name in parts[0]}
+    return {**means, "lr": rate, **trainee.remarks(progress)}
 
 
 def _backward(trainee: Trainee, progress: Progress, parts: int, optimiser: torch.optim.Optimizer) -> dict[str, float]:

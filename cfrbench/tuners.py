@@ -23,6 +23,9 @@ PATCH = 16  # pixels a side of a token of SAM's ViT
 #: Adam without decay, which is AdamW with decay 0, at a constant rate
 CONSTANT: dict[str, Any] = {"tuning.weight_decay": 0.0, "tuning.poly_power": 0.0}
 
+#: the trainers of MedSAM, which change neither intensities nor places
+UNAUGMENTED: dict[str, Any] = {"tuning.intensity": "none", "tuning.rotflip": False, "tuning.rotflip_canvas": False}
+
 M = TypeVar("M", bound=nn.Module)
 
 

@@ -75,13 +75,13 @@ def read_checkpoint(path: Path, sha256: str | None = None, expected: str | None 
     """
     if not path.is_file():
         raise WeightsError(f"There is no checkpoint at {path}. Give the path of an existing file.")
-    if sha256 is not None:
-        _require_digest(path, sha256, "Fetch it again, or name the file you mean by its path.")
     tensors = _unwrap(path, _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path))
     found = recognise(tensors)
     if expected is not None and found != expected:
         raise WeightsError(f"{path} is {found}, but {expected} was asked for. Name the matching model, "
                            f"or give a checkpoint of {expected}.")  # fmt: skip
+    if sha256 is not None:  # last, because a digest alone says least about what is wrong
+        _require_digest(path, sha256, "Fetch it again, or name the file you mean by its path.")
     return tensors
 
 

@@ -14,6 +14,7 @@ from cfrbench import registry
 from cfrbench.compute import Compute, seed_torch, start
 from cfrbench.config import ComputeSection, TrainingSection
 from cfrbench.contracts import Batch, Phase, Progress, SSLMethod, StepOutput
+from cfrbench.gauges import ClassWatch
 from cfrbench.inference import predict_probabilities
 from cfrbench.losses import ce_dice, class_map
 from cfrbench.prepare import WorkingCase
@@ -56,7 +57,8 @@ def vnet(num_classes: int = 2) -> nn.Module:
 
 
 def trainee_of(method: SSLMethod, *, pseudo: Any = None, seed: int = 0, sliding: Any = slide) -> RetrainingTrainee:
-    return RetrainingTrainee(method, labelled(2), UNLABELLED, pseudo, SECTION, computer(), seed, sliding)
+    names = ("background", "organ")
+    return RetrainingTrainee(method, labelled(2), UNLABELLED, pseudo, SECTION, computer(), seed, sliding, names)
 
 
 def made(name: str, seed: int = 0, **options: Any) -> SSLMethod:
@@ -217,3 +219,37 @@ def test_strides_enter_the_key_of_methods_that_relabel_only() -> None:
             config = RunConfig(preset="smoke", ssl=(name,), set={**small, "inference.stride_z": stride})
             keys.add(study_of(config).train(Cell(name, name, "baseline", 1, 3, 0)).key)
         assert len(keys) == (2 if registry.load("ssl", name).relabels else 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# classes that collapse
+
+
+@pytest.mark.parametrize("name", ["mt", "self-training", "mcf", "caussl", "ss-net"])
+def test_looking_for_lost_classes_changes_no_weight(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = train(made(name), Memory(), 4)
+    monkeypatch.setattr(RetrainingTrainee, "remarks", lambda self, progress: {})
+    alone = train(made(name), Memory(), 4)
+    assert all(torch.equal(watched[key], alone[key]) for key in alone)
+
+
+def test_a_network_that_names_everything_background_has_lost_its_class() -> None:
+    method: Any = made("supervised")
+    method.net.out_conv.weight.data.zero_()
+    method.net.out_conv.bias.data.copy_(torch.tensor([1.0, 0.0]))
+    trainee, told = trainee_of(method), []
+    fit(trainee, Schedule(40, lambda step, total: 0.0, method.phases()), sgd(trainee.parameters(), 0.0, 0, 0), seed=0,
+        on_step=lambda step, values: told.append(values.get("lost organ")))  # fmt: skip
+    assert told[:20] == [None] * 20, "a class that was never found is not missed in the first half"
+    assert told[-15:] == [1.0] * 15
+
+
+def test_a_class_is_lost_after_two_looks_and_found_after_one() -> None:
+    watch, label = ClassWatch(("background", "liver", "aorta")), torch.tensor([0, 1, 1, 2])
+    both, one = label, torch.tensor([0, 1, 0, 0])
+    for predicted, lost in ((both, []), (one, []), (one, ["lost aorta"]), (both, []), (torch.tensor([2, 1, 1, 0]), [])):
+        watch.look(predicted, label, late=False)
+        assert list(watch.lost) == lost
+    for _ in range(3):
+        watch.look(one[:3], label[:3], late=True)
+    assert watch.lost == {}, "where a class is not labelled it cannot be missed"

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from cfrbench.hookspecs import hookimpl
+from cfrbench.hookspecs import LOST, hookimpl
 
 if TYPE_CHECKING:
     from cfrbench.contracts import StageTask
@@ -38,6 +38,7 @@ class LiveBars:
         )  # fmt: skip
         self.run = self.bars.add_task("stages", total=None, note="")
         self.stages: dict[str, TaskID] = {}
+        self.lost = _Lost()
 
     @hookimpl
     def run_planned(self, plan: Sequence[StageTask], reused: int) -> None:
@@ -58,6 +59,8 @@ class LiveBars:
     def step_done(self, task: StageTask, step: int, values: Mapping[str, float]) -> None:
         """Advance the stage's bar; the note shows what the step says."""
         self.bars.update(self.stages[task.key], completed=step, note=_note(values))
+        for warning in self.lost.warnings(task, step, values):
+            self.bars.console.print(f"  {warning}", style="yellow", markup=False)
 
     @hookimpl
     def stage_finished(self, task: StageTask, seconds: float, values: Mapping[str, Any]) -> None:
@@ -76,6 +79,7 @@ class PlainLines:
         self.console = console
         self.total = self.started = 0
         self.paces: dict[str, _Pace] = {}
+        self.lost = _Lost()
 
     @hookimpl
     def run_planned(self, plan: Sequence[StageTask], reused: int) -> None:
@@ -97,7 +101,9 @@ class PlainLines:
 
     @hookimpl
     def step_done(self, task: StageTask, step: int, values: Mapping[str, float]) -> None:
-        """A line now and then, with the time this stage still needs."""
+        """A line now and then, with the time this stage still needs; a warning at once."""
+        for warning in self.lost.warnings(task, step, values):
+            self.console.print(f"    {warning}", markup=False)
         pace = self.paces[task.key]
         left = pace.left_seconds(step, time.monotonic())
         if left is not None:
@@ -114,6 +120,21 @@ class PlainLines:
     def _who(self, task: StageTask) -> str:
         """The stage's title, where several are at work."""
         return f"{task.title}: " if len(self.paces) > 1 else ""
+
+
+class _Lost:
+    """Turns the classes that a step calls lost into warnings, each once until it has been found again."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, set[str]] = {}
+
+    def warnings(self, task: StageTask, step: int, values: Mapping[str, float]) -> list[str]:
+        """What to print of this step."""
+        names = {name for name in values if name.startswith(LOST)}
+        new = sorted(names - self._known.get(task.key, set()))
+        self._known[task.key] = names
+        return [f"warning: {task.title}: class '{name.removeprefix(LOST)}' has collapsed, at step {step} none of its "
+                "voxels is found in labelled crops" for name in new]  # fmt: skip
 
 
 class _Pace:

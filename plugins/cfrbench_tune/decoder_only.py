@@ -11,7 +11,7 @@ from cfrbench.contracts import FineTuner, Promptable, Published
 from cfrbench.hookspecs import hookimpl
 from cfrbench.promptable import freeze
 from cfrbench.prompting import PromptedTuner
-from cfrbench.tuners import CONSTANT, trainable
+from cfrbench.tuners import CONSTANT, UNAUGMENTED, trainable
 
 
 class DecoderOnly(PromptedTuner):
@@ -26,7 +26,10 @@ class DecoderOnly(PromptedTuner):
         Published("MedSAM v1, as SAM", num_classes=4),
         Published("MedSAM v1, no prompt, 1 class"),
     )
-    original: ClassVar[Mapping[str, Any]] = CONSTANT | {
+    #: the first trainer reads embeddings that were stored once, so it augments nothing
+    original: ClassVar[Mapping[str, Any]] = {
+        **CONSTANT,
+        **UNAUGMENTED,
         "tuning.lr": 1e-5,
         "tuning.loss_at": "logits",
         "tuning.batch_size": 8,

@@ -11,7 +11,7 @@ from cfrbench.contracts import FineTuner, Promptable, Published
 from cfrbench.hookspecs import hookimpl
 from cfrbench.promptable import freeze
 from cfrbench.prompting import PromptedTuner
-from cfrbench.tuners import CONSTANT, trainable
+from cfrbench.tuners import CONSTANT, UNAUGMENTED, trainable
 
 
 class EncoderDecoder(PromptedTuner):
@@ -27,12 +27,11 @@ class EncoderDecoder(PromptedTuner):
         Published("MedSAM v2, no prompt, 1 class"),
     )
     #: the current trainer, which augments nothing
-    original: ClassVar[Mapping[str, Any]] = CONSTANT | {
+    original: ClassVar[Mapping[str, Any]] = {
+        **CONSTANT,
+        **UNAUGMENTED,
         "tuning.lr": 1e-4,
         "tuning.weight_decay": 0.01,
-        "tuning.intensity": "none",
-        "tuning.rotflip": False,
-        "tuning.rotflip_canvas": False,
     }
 
     def adapt(self, model: Promptable) -> list[nn.Parameter]:

@@ -89,10 +89,12 @@ def refused(*arguments: str) -> str:
 def test_get_refuses_another_file_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.pth"
     torch.save({"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(32, 3, 1, 1)}, wrong)
-    assert "is damaged or another file" in refused("get", "mobile-sam", "--from", str(wrong))
+    assert "is LiteMedSAM, but MobileSAM was asked for" in refused("get", "mobile-sam", "--from", str(wrong))
+    assert "is damaged or another file" in refused("get", "lite-medsam", "--from", str(wrong))
     assert "is LiteMedSAM, but SAM ViT-B was asked for" in refused("get", "medsam", "--from", str(wrong))
     wrong.write_bytes(wrong.read_bytes()[:200])
-    assert "cut off after 200 bytes" in refused("get", "medsam", "--from", str(wrong))
+    for name in ("medsam", "lite-medsam"):  # without and with a published digest
+        assert "cut off after 200 bytes" in refused("get", name, "--from", str(wrong))
     assert "no checkpoint at" in refused("get", "medsam", "--from", str(tmp_path / "none.pth"))
     assert not folder.exists()
 

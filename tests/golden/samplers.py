@@ -21,7 +21,11 @@ def sampler_setups(epochs: Sequence[Batches], seeds: Iterable[int]) -> list[tupl
     ordered draw of most of the labelled and many of the unlabelled cases.
     """
     whole = np.concatenate(epochs)
-    split = next(i for i in range(1, whole.shape[1]) if whole[:, :i].max() < whole[:, i:].min())
+    splits = [i for i in range(1, whole.shape[1]) if whole[:, :i].max() < whole[:, i:].min()]
+    return [setup for split in splits for setup in _setups(epochs, whole, split, seeds)]
+
+
+def _setups(epochs: Sequence[Batches], whole: Batches, split: int, seeds: Iterable[int]) -> list[tuple[int, int, int]]:
     labelled_counts = range(int(whole[:, :split].max()) + 1, int(whole[:, split:].min()) + 1)
     totals = range(int(whole.max()) + 1, int(whole.max()) + 65)
     return [

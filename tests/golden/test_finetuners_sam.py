@@ -51,7 +51,7 @@ def shapes() -> tuple[ViTShape, DecoderShape, int]:
         depth=len(tables),
         heads=width // columns,
         global_blocks=tuple(i for i, rows in enumerate(tables) if rows == 2 * grid - 1),
-        window=(min(tables) + 1) // 2,
+        window=(min([rows for rows in tables if rows != 2 * grid - 1], default=2 * grid - 1) + 1) // 2,
         patch=patch,
         # half a unit more, because the encoder rounds ratio x width down
         mlp_ratio=(len(state["image_encoder.blocks.0.mlp.lin1.weight"]) + 0.5) / width,

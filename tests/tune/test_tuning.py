@@ -223,6 +223,12 @@ def test_every_schedule_of_authors_is_one_that_fine_tuning_knows() -> None:
         assert override(Settings(), values) != Settings()
 
 
+@pytest.mark.parametrize("name", ["decoder-only", "encoder-decoder"])
+def test_the_trainers_of_medsam_augment_nothing(name: str) -> None:
+    section = study_of(RunConfig(preset="smoke", tune=name, set={f"tune.{name}.schedule": "original"})).settings.tuning
+    assert (section.intensity, section.rotflip, section.rotflip_canvas) == ("none", False, False)
+
+
 # one file -----------------------------------------------------------------------------------------------------------
 
 CHILD = """
