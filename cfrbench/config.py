@@ -113,7 +113,7 @@ class ScoringSection(Frozen):
 class ComputeSection(Frozen):
     """Where and how numbers are computed; part of every key, because it changes them."""
 
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps")
     threads: int = Field(2, ge=1)
     precision: Literal["auto", "fp32", "fp32-fast", "bf16", "fp16"] = Field(
         "fp32", description="'fp32-fast' keeps channels last; 'auto' is bf16 where this machine computes it natively"

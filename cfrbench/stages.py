@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from cfrbench import pipeline, registry
 from cfrbench.artifact import Draft
 from cfrbench.checkpoint import Checkpointer, graceful_stop
-from cfrbench.compute import HALF, start
-from cfrbench.config import Settings, Triple, canonical
-from cfrbench.contracts import Segmenter, SSLMethod, StageTask
-from cfrbench.errors import ConfigError, StoreError, WeightsError
+from cfrbench.compute import start
+from cfrbench.config import Settings, canonical
+from cfrbench.contracts import SSLMethod, StageTask
+from cfrbench.errors import StoreError, WeightsError
 from cfrbench.formats import read_labels, read_metadata, read_tensors, write_labels, write_table, write_tensors
 from cfrbench.gauges import Laps, counted_inputs, sizes
 from cfrbench.pipeline import Bench
-from cfrbench.recipes import SCORES, STORED, WEIGHTS, WORKING, Recipe, check_fit
+from cfrbench.recipes import SCORES, STORED, WEIGHTS, WORKING, Recipe, check_fit, check_patch
 from cfrbench.store import Store
 from cfrbench.tuning import Labeller
 
@@ -263,7 +263,16 @@ def run_train(run: Run) -> Mapping[str, Any]:
     network = method.predictor()
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     write_tensors(run.draft.path(WEIGHTS), state, {"recipe": recipe})
-    return {"parameters": sum(p.numel() for p in network.parameters())}
+    cases = [*ids(recipe["labelled"]), *ids(recipe["unlabelled"])]
+    return {"parameters": sum(p.numel() for p in network.parameters()), "padded": smaller_than_crop(bench, cases)}
+
+
+def smaller_than_crop(bench: Bench, cases: Sequence[str]) -> int:
+    """How many volumes have a side shorter than the crop's, so that they are padded, as the field does."""
+    crop = bench.settings.training.patch
+    return sum(
+        any(side < length for side, length in zip(bench.library.image(c).shape, crop, strict=True)) for c in cases
+    )
 
 
 def _guide(run: Run, guidance: Mapping[str, Any]) -> Any:
@@ -283,19 +292,6 @@ def new_method(recipe: Mapping[str, Any], bench: Bench) -> SSLMethod:
     return method
 
 
-def check_patch(segmenter: Segmenter, patch: Triple, precision: str) -> None:
-    """Refuse a patch that the segmenter cannot halve, or not in half precision; ConfigError says what fits."""
-    if any(side % segmenter.divisor for side in patch):
-        raise ConfigError(f"The training patch {patch} has sides that are not multiples of {segmenter.divisor}, which "
-                          f"'{segmenter.name}' needs. Set training.patch accordingly.")  # fmt: skip
-    # Measured with torch 2.14.1 on a CPU: the weight gradient of a bf16 3x3x3 convolution is wrong, and not always
-    # infinite, where the first spatial side is 2 (sides 1, 3, 4 and 5 are right). It gets there by halving.
-    if precision in HALF and patch[0] <= 2 * segmenter.divisor:
-        raise ConfigError(f"The patch {patch} is halved to a first side of 2 inside '{segmenter.name}', where "
-                          f"gradients in {precision} are wrong. Use --precision fp32, a larger patch, or fewer "
-                          f"halvings (net.{segmenter.name}.depth).")  # fmt: skip
-
-
 def trained_network(recipe: Mapping[str, Any], weights: Path, bench: Bench) -> nn.Module:
     """The tested network of a finished train stage."""
     network = new_method(recipe, bench).predictor()
@@ -312,7 +308,7 @@ def run_predict(run: Run) -> Mapping[str, Any]:
     run.started(len(cases))
     found = _case_by_case(run, cases, lambda case: pipeline.predict(bench, network, [case]))
     write_labels(run.draft.path(STORED), {case: masks[case] for case, masks in found.items()})
-    return {"cases": len(cases)}
+    return {"cases": len(cases), "padded": smaller_than_crop(bench, cases)}
 
 
 def run_score(run: Run) -> Mapping[str, Any]:

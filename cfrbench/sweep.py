@@ -197,8 +197,12 @@ def execute(
     observer: object | None = None,
     observers: tuple[str, ...] = (),
 ) -> Result:
-    """Run what is missing, write the run's record, gather the scores."""
+    """Run what is missing, write the run's record, gather the scores.
+
+    ConfigError or PluginError, before anything is written, for a device that is not here or a name nobody knows.
+    """
     began = time.monotonic()
+    _check_means(planned, executor, observers)
     _record(planned, {}, None)  # from now on `clean` leaves alone what this run has finished
     if observer is not None:
         registry.WATCHERS.register(observer)
@@ -211,6 +215,17 @@ def execute(
         if observer is not None:
             registry.WATCHERS.unregister(observer)
     return _result(planned.name, record, Store(planned.store))
+
+
+def _check_means(planned: Plan, executor: str, observers: tuple[str, ...]) -> None:
+    """Find out now what every stage would find out."""
+    registry.find("executor", executor)
+    for name in observers:
+        registry.find("observer", name)
+    if planned.todo and executor == "local":  # another one may run stages on another machine
+        from cfrbench.compute import find_device
+
+        find_device(planned.study.settings.compute.device)
 
 
 def default_jobs(planned: Plan) -> int:

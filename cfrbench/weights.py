@@ -136,7 +136,9 @@ def _read_pickle(path: Path) -> Any:
             raise _truncated(path) from error
         if code := _GLOBAL.search(str(error)):
             raise _carries_code(path, code[1]) from error
-        raise _not_a_checkpoint(path, str(error).partition("\n")[0]) from error
+        # What torch says first is how to load the file unsafely, which is no advice for a file that nobody knows.
+        reason = "not in the format of torch.save" if isinstance(error, pickle.UnpicklingError) else str(error)
+        raise _not_a_checkpoint(path, reason.partition("\n")[0]) from error
 
 
 def _read_safetensors(path: Path) -> Any:

@@ -42,6 +42,8 @@ def info(name: str, as_json: JsonOption = False) -> None:
     if as_json:
         typer.echo(json.dumps(about))
         return
+    about["budgets"] = [f"{name} {count}" for name, count in about["budgets"].items()] or ["none of its own"]
+    about["synthetic"] = "yes" if about["synthetic"] else "no"
     for key, value in about.items():
         typer.echo(f"{key:<12} {value if not isinstance(value, list) else ', '.join(value)}")
 

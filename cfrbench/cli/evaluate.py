@@ -39,6 +39,9 @@ def evaluate(
     from cfrbench import evaluation
 
     values = parse_set(set_)
+    if checkpoint is not None and predictions is not None:
+        raise UsageError(f"--checkpoint {checkpoint} and the masks {predictions} contradict each other: either weights "
+                         "or masks are scored. Give one of them.")  # fmt: skip
     if checkpoint is not None:
         frame, unit = evaluation.of_checkpoint(checkpoint, dataset, data_root, net, preset, values)
     elif predictions is not None and truth is not None:
@@ -52,7 +55,7 @@ def evaluate(
 
 
 def _show(frame: Any, unit: str) -> None:
-    table = Table("case", "class", "Dice [%]", "Jaccard [%]", f"ASD [{unit}]", f"95HD [{unit}]", "empty", box=None)
+    table = Table("case", "class", "Dice (%)", "Jaccard (%)", f"ASD ({unit})", f"95HD ({unit})", "empty", box=None)
     metrics = ["dice", "jaccard", "asd", "hd95"]
     for row in frame.to_dict("records"):
         table.add_row(row["case"], row["class"], *(f"{row[m]:.2f}" for m in metrics), row["empty"])

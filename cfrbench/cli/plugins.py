@@ -13,6 +13,7 @@ from rich.text import Text
 from cfrbench import registry
 from cfrbench.cli import app
 from cfrbench.cli.common import JsonOption
+from cfrbench.errors import UsageError, suggest
 
 
 @app.command(epilog="Example:  cfrbench plugins --kind ssl")
@@ -22,6 +23,8 @@ def plugins(
     as_json: JsonOption = False,
 ) -> None:
     """List every plug-in, where it comes from, and what is wrong with it."""
+    if kind is not None and kind not in registry.KINDS:
+        raise UsageError(f"No kind of plug-in is called '{kind}'. {suggest(kind, registry.KINDS)}")
     found = [item for item in registry.listing(check=check) if kind in (None, item.plugin.kind)]
     if as_json:
         rows = [{"kind": i.plugin.kind, "name": i.plugin.name, "distribution": i.plugin.distribution,

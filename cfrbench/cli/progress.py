@@ -28,10 +28,26 @@ if TYPE_CHECKING:
     from cfrbench.sweep import Plan, Result
 
 
-class LiveBars:
+class Remarks:
+    """What is said once however many stages meet it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.said_padding = False
+
+    def remark(self, task: StageTask, values: Mapping[str, Any]) -> None:
+        """Say of the first stage in which volumes were padded that they were."""
+        if values.get("padded") and not self.said_padding:
+            self.said_padding = True
+            self.console.print(f"  {task.title}: {values['padded']} volumes are smaller than the crop and were padded "
+                               "with zeros, as the field does", markup=False)  # fmt: skip
+
+
+class LiveBars(Remarks):
     """A bar for the stages of the run, and one for the steps of each stage at work, with loss or Dice."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__(console)
         self.bars = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console,
@@ -68,15 +84,16 @@ class LiveBars:
         if task.key in self.stages:  # not where another process did the work
             self.bars.remove_task(self.stages.pop(task.key))
         self.bars.advance(self.run)
+        self.remark(task, values)
         if task.stage == "score":
             self.bars.console.print(f"  {task.title.removeprefix('score ')}: Dice {values.get('dice', 0.0):.2f}")
 
 
-class PlainLines:
+class PlainLines(Remarks):
     """One line per stage and one every ten seconds, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
+        super().__init__(console)
         self.total = self.started = 0
         self.paces: dict[str, _Pace] = {}
         self.lost = _Lost()
@@ -115,6 +132,7 @@ class PlainLines:
         """Say how long it took; a score says its Dice."""
         dice = f", Dice {values['dice']:.2f}" if task.stage == "score" else ""
         self.console.print(f"    {self._who(task)}done in {seconds:.1f} s{dice}", markup=False)
+        self.remark(task, values)
         self.paces.pop(task.key, None)
 
     def _who(self, task: StageTask) -> str:
@@ -193,7 +211,7 @@ def header(plan: Plan) -> None:
     what = f"{about['title']} (synthetic)" if about["synthetic"] else about["title"]
     counts = f"{about['train_cases']} training, {about['test_cases']} test cases"
     typer.echo(f"preset {about['preset']}: {about['preset_words']}", err=True)
-    typer.echo(f"data: {what}, {counts}. {about['split']}", err=True)
+    typer.echo(f"data: {what}, {counts}. {about['split']}".rstrip(), err=True)
     typer.echo(f"protocol: {about['protocol']}", err=True)
 
 

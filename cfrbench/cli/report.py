@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from cfrbench.cli import app
 from cfrbench.cli.common import DEFAULT_STORE, JsonOption, StoreOption
+from cfrbench.errors import StoreError
 
 
 @app.command(epilog="Example:  cfrbench report latest --format markdown -o table.md")
@@ -28,6 +29,9 @@ def report(
 
     result = sweep.recall(run, store)
     models = ablations.all_tables(result.cases, result.facts)
+    if not models:
+        raise StoreError(f"The run {result.name} has no finished cell, so there is no table. Its command, given again, "
+                         "goes on from what is there.")  # fmt: skip
     if format_ == "rich" and output is None:
         for model in models:
             Console().print(tables.to_rich(model))
@@ -65,7 +69,7 @@ def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> Non
     if as_json:
         typer.echo(json.dumps(found))
         return
-    table = Table("run", "data", "methods", "labels", "seeds", "preset", "failed", box=None)
+    table = Table(Column("run", overflow="fold"), "data", "methods", "labels", "seeds", "preset", "failed", box=None)
     for record in found:
         config, ablation = record["config"], record["facts"].get("ablation")
         methods = f"ablate {ablation['kind']}" if ablation else config["ssl"]

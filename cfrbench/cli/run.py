@@ -53,7 +53,7 @@ def run(
     threads: Annotated[int | None, typer.Option(help="CPU threads; part of what makes numbers equal.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp32-fast, bf16, fp16.")] = None,
     jobs: Annotated[
-        int | None, typer.Option(help="Stages at a time.  [default: what the machine has room for]")
+        int | None, typer.Option(min=1, help="Stages at a time.  [default: what the machine has room for]")
     ] = None,
     executor: Annotated[str, typer.Option(help="Where stages run.")] = "local",
     log: Annotated[str | None, typer.Option(help="More observers, comma-separated, e.g. tensorboard.")] = None,

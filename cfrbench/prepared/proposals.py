@@ -69,7 +69,7 @@ def _canvas(crop: Triple) -> int:
 def _quick(shape: Triple) -> dict[str, Any]:
     factor = _factor(shape, "quick")
     x, y, z = (-(-side // factor) for side in shape)
-    # Four halvings need a first side over 32 where half precision is used (`cfrbench.stages.check_patch`).
+    # Four halvings need a first side over 32 where half precision is used (`cfrbench.recipes.check_patch`).
     deep = min(x, _LARGEST_CROP["quick"][0]) >= 48
     crop = _crop((x, y, z), _LARGEST_CROP["quick"], 16 if deep else 8)
     if not deep:

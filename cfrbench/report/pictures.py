@@ -85,7 +85,12 @@ def draw_canvases(panels: Sequence[Panel], title: str, path: Path) -> None:
 
 @contextmanager
 def figure(size: tuple[float, float], title: str, path: Path) -> Iterator[Any]:
-    """A matplotlib figure that is written to ``path`` as PNG; equal drawings give equal bytes."""
+    """A matplotlib figure that is written to ``path`` as PNG; equal drawings give equal bytes.
+
+    UsageError if ``path`` is named as something else.
+    """
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"The picture {path} would be a PNG. Give a name that ends in .png with -o.")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -41,8 +41,14 @@ class Ledger:
         return key in self.arrays
 
     def keys(self, prefix: str = "") -> list[str]:
-        """Keys that start with ``prefix``, in file order; does not count as use."""
-        return [key for key in self.arrays if key.startswith(prefix)]
+        """Keys that start with ``prefix``, in file order; does not count as use. KeyError if there is none.
+
+        A group that is not there must fail: tests parametrised over nothing would be skipped.
+        """
+        found = [key for key in self.arrays if key.startswith(prefix)]
+        if not found:
+            raise KeyError(f"{self.family} holds no array under '{prefix}'")
+        return found
 
     def allow(self, prefix: str, reason: str) -> None:
         """Set aside the keys under ``prefix``: they wait for what ``reason`` names."""

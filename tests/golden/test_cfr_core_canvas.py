@@ -103,8 +103,13 @@ def stored_parts(case: str) -> dict[str, Callable[[Tensor, Tensor], Any]]:
     return {name: part for name, part in parts.items() if book.has(f"cat/{case}/{name}")}
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not usable(case)])
-def test_where_the_official_code_crashes_or_returns_nothing_ours_is_lossless_or_refuses(case: str) -> None:
+def test_where_the_official_code_crashes_or_returns_nothing_ours_is_lossless_or_refuses() -> None:
+    for case in CASES:  # not parametrised: a file without such cases is right as well, and nothing is to be skipped
+        if not usable(case):
+            check_defective(case)
+
+
+def check_defective(case: str) -> None:
     shape, side, grid = shape_of(case), side_of(case), Grid()
     image = formula_image(shape)
     for name, part in stored_parts(case).items():

@@ -111,9 +111,15 @@ def test_ramps() -> None:
         (key,) = BOOK.keys(f"sched/{name}_rampup")
         length = float(key.rpartition("rampup")[2])
         close([ramp(float(c), length) for c in current], key)
-    # The official rampdown refuses a step after its length: the length stored is the last step.
-    close([schedules.cosine_rampdown(float(c), float(current.max())) for c in current], "sched/cosine_rampdown")
+    length = wave_length(current, BOOK.take("sched/cosine_rampdown"))
+    close([schedules.cosine_rampdown(float(c), length) for c in current], "sched/cosine_rampdown")
     close([schedules.ema_decay(int(t)) for t in BOOK.take("sched/ema_alpha_iters")], "sched/ema_alpha")
+
+
+def wave_length(steps: NDArray[Any], values: NDArray[Any]) -> int:
+    """The length of the half cosine wave, which the file does not name, from the one value nearest to its middle."""
+    middle = int(np.abs(values - 0.5).argmin())
+    return round(np.pi * steps[middle] / np.arccos(2 * values[middle] - 1))
 
 
 def test_learning_rates_of_the_default_settings() -> None:
