@@ -103,7 +103,7 @@ def costs(cases: pd.DataFrame, facts: Facts, measured: pd.DataFrame) -> Table:
         **{head: [_seconds(one.get(name, math.nan)) for one in about] for name, head in SECONDS.items()},
         "Empty": [f"{row['empty_prediction']}/{row['n_scores']}" for row in rows],
     }
-    notes = ("Parameters in millions: of the network that predicts, of the foundation model behind its guidance, and of "
+    notes = ("Parameters in millions: of the network that predicts, of the foundation model that guides it, and of "
              "what fine-tuning trains of that. Seconds: of fine-tuning, pseudo-labels, training and prediction on the "
              "machine that ran them, longer where stages ran side by side; what rows share counts in each. Empty: "
              "predictions without a voxel, of all scores.", *tables.standing_notes(rows, facts))  # fmt: skip
