@@ -34,7 +34,7 @@ class Remembered:
 
 
 def remember(reference: str, store: Path) -> Remembered:
-    """The run called ``reference``, finished or not; UsageError if there is none, StoreError if none of its cells is."""
+    """The run called ``reference``, finished or not; UsageError if there is none, StoreError if no cell is."""
     result = sweep.recall(reference, store)
     if result.cases.empty:
         raise StoreError(f"The run {result.name} has no finished cell, so there is no table. Its command, given again, "

@@ -93,7 +93,8 @@ def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> Non
     if as_json:
         typer.echo(json.dumps(found))
         return
-    table = RichTable(Column("run", overflow="fold"), "data", "methods", "labels", "seeds", "preset", "failed", box=None)
+    heads = ("data", "methods", "labels", "seeds", "preset", "failed")
+    table = RichTable(Column("run", overflow="fold"), *heads, box=None)
     for record in found:
         config, ablation = record["config"], record["facts"].get("ablation")
         methods = f"ablate {ablation['kind']}" if ablation else config["ssl"]
