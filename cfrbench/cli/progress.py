@@ -75,7 +75,7 @@ class PlainLines:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.total = self.started = 0
-        self.paces: dict[str, _Pace] = {}
+        self.paces: dict[str, Pace] = {}
 
     @hookimpl
     def run_planned(self, plan: Sequence[StageTask], reused: int) -> None:
@@ -92,7 +92,7 @@ class PlainLines:
     def stage_started(self, task: StageTask, folder: str, total_steps: int) -> None:
         """Name the stage."""
         self.started += 1
-        self.paces[task.key] = _Pace(total_steps, time.monotonic())
+        self.paces[task.key] = Pace(total_steps, time.monotonic())
         self.console.print(f"[{self.started}/{self.total}] {task.title}", markup=False)
 
     @hookimpl
@@ -116,7 +116,7 @@ class PlainLines:
         return f"{task.title}: " if len(self.paces) > 1 else ""
 
 
-class _Pace:
+class Pace:
     """When a stage may speak again, and how long it still takes."""
 
     def __init__(self, length: int, now: float) -> None:
