@@ -184,7 +184,7 @@ class RunConfig(Frozen):
     concat: str = "grid"
     tune: str = "lora"
     model: str | None = Field(None, description="None = the preset's")
-    net: str = "vnet"
+    net: str | None = Field(None, description="None = the data set's")
     seeds: tuple[int, ...] = (0,)
     preset: PresetName = "quick"
     baseline: bool = True

@@ -356,6 +356,7 @@ class DataSource(_Configured):
     class_names: ClassVar[tuple[str, ...]]  # background first
     budgets: ClassVar[Mapping[str, int]] = {}  # "scarce", "moderate" -> labelled cases
     synthetic: ClassVar[bool] = False  # True: every table says "phantom"
+    segmenter: ClassVar[str] = "vnet"  # what the paper trains on it; used where none is asked for
     axcodes: ClassVar[str] = "RAS"  # orientation of its arrays; scans to predict are turned to it and back
     scan_steps: ClassVar[ScanSteps] = ScanSteps()  # what its cases went through; scans to predict go through it too
 
@@ -381,10 +382,8 @@ class DataSource(_Configured):
         """Case id -> SHA-256 of what `load` would read; part of every key, and how duplicates are found."""
 
     def signatures(self) -> Mapping[str, NDArray[Any]] | None:
-        """Case id -> signature (`cfrbench.prepared.copies`), if they are known without reading every image.
-
-        A run with them is stopped by a test image that trains under another name, flipped or turned.
-        """
+        """Case id -> signature (`cfrbench.prepared.copies`), if known without reading images: they stop a run in which
+        a test image trains under another name, flipped or turned."""
         return None
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What data sources share: list files, pairs in HDF5, and the search for damage, duplicates and leakage.
+"""What data sources share: list files, and the search for damage, duplicates and leakage.
 
 A list file names one case a line; the first N cases of the training list are the labelled ones of budget N.
 """
@@ -11,12 +11,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import h5py
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cfrbench.contracts import DataSource
 from cfrbench.errors import DataError
@@ -65,46 +62,25 @@ def _case_id(path: Path, text: str) -> str:
     return case
 
 
-def present_split(train: Sequence[str], test: Sequence[str], present: Callable[[str], bool]) -> Split:
+def present_split(
+    train: Sequence[str], test: Sequence[str], present: Callable[[str], bool], val: Sequence[str] = ()
+) -> Split:
     """Keep the cases that have files, in list order; ``note`` counts them in a partial set. DataError if none."""
-    Split(tuple(train), tuple(test))  # the lists as written must be sound, whatever is on the disk
+    Split(tuple(train), tuple(test), tuple(val))  # the lists as written must be sound, whatever is on the disk
     here = [tuple(case for case in cases if present(case)) for cases in (train, test)]
     for role, found, named in (("training", here[0], train), ("test", here[1], test)):
         if not found:
             raise DataError(f"None of the {len(named)} {role} cases ({named[0]} ...) has a file here. Check the "
                             "folder, or put a list of the cases you have beside the data.")  # fmt: skip
+    kept = tuple(case for case in val if present(case))
     if len(here[0]) == len(train) and len(here[1]) == len(test):
-        return Split(here[0], here[1])
+        return Split(here[0], here[1], kept)
     note = f"{len(here[0])} of {len(train)} training and {len(here[1])} of {len(test)} test cases present"
-    return Split(here[0], here[1], note=note)
+    return Split(here[0], here[1], kept, note)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # files
-
-
-def read_h5_pair(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read the members ``image`` and ``label`` of an HDF5 file, as stored; DataError if one is missing or damaged."""
-    try:
-        with h5py.File(path, "r") as file:
-            image, label = (_member(path, file, name) for name in ("image", "label"))
-    except (OSError, RuntimeError) as error:  # h5py raises either, by where the damage lies
-        raise DataError(f"{path} is no readable HDF5 file ({error}). It is missing, cut short or damaged: copy it "
-                        "again from where you got it.") from error  # fmt: skip
-    return torch.from_numpy(image), torch.from_numpy(label)
-
-
-def _member(path: Path, file: h5py.File, name: str) -> NDArray[Any]:
-    if not isinstance(file.get(name), h5py.Dataset):
-        raise DataError(f"{path} has no array '{name}'; it holds {', '.join(sorted(file)) or 'nothing'}. "
-                        "A case needs the members 'image' and 'label'.")  # fmt: skip
-    array = np.asarray(file[name][()])
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"{path}: the member '{name}' has type {array.dtype}, which is not a number. Store image and "
-                        "label as numbers.")  # fmt: skip
-    # torch knows neither unsigned integers above 8 bits nor foreign byte order: pass those on as 64-bit numbers.
-    plain = array.dtype.isnative and array.dtype.name not in ("uint16", "uint32", "uint64", "float128", "longdouble")
-    return array if plain else array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
 
 
 def file_sha256(path: Path) -> str:

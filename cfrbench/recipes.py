@@ -77,8 +77,8 @@ class Study:
 
     def vary(self, config: RunConfig) -> Study:
         """This study with other plug-ins and settings on the same data."""
-        return _checked(replace(self, config=config, settings=_settings(config, self.source),
-                                _made={}))  # fmt: skip
+        config = _with_net(config, self.source)
+        return _checked(replace(self, config=config, settings=_settings(config, self.source), _made={}))
 
     @property
     def crop(self) -> Triple:
@@ -160,7 +160,7 @@ class Study:
             "labelled": self.cases(self.split.labelled(cell.labels)),
             "unlabelled": self.cases(self.split.unlabelled(cell.labels)) if method.uses_unlabelled else [],
             "ssl": self.plugin("ssl", cell.ssl),
-            "net": self.plugin("net", self.config.net),
+            "net": self.plugin("net", str(self.config.net)),
             # a method that labels whole volumes slides its network over them while it trains
             "settings": self.sections("grid", "training", "compute", *["inference"] * method.relabels),
         }
@@ -248,13 +248,15 @@ def _data_plugin(name: str, root: Path | None) -> str:
 
 
 def with_data_root(config: RunConfig, store: Path) -> RunConfig:
-    """The request, with the folder in the ``store`` if it names an imported data set; PluginError if there is none."""
-    known = registry.names("data")
-    if config.data_root is not None or config.dataset.rpartition(":")[2] in known:
+    """The request, with the folder in the ``store`` if that holds the data set; PluginError if there is none."""
+    if config.data_root is not None:
         return config
     folder = imported_folder(store.absolute(), config.dataset)
     if is_prepared(folder):
         return config.model_copy(update={"data_root": folder})
+    known = registry.names("data")
+    if config.dataset.rpartition(":")[2] in known:
+        return config
     raise PluginError(f"No data set called '{config.dataset}', neither built in nor imported into {store}. "
                       f"{suggest(config.dataset, [*known, *imported_names(store)])} Import your own with "
                       f"`cfrbench data import DIR --name NAME`.")  # fmt: skip
@@ -265,10 +267,16 @@ def study_of(config: RunConfig) -> Study:
     from cfrbench.datasets import refuse_duplicates
 
     source = open_source(config.dataset, config.data_root, config.set)
+    config = _with_net(config, source)
     settings = _settings(config, source)
     fingerprint = source.fingerprint()
     refuse_duplicates(fingerprint)
     return _checked(Study(config, settings, source, source.split(), fingerprint))
+
+
+def _with_net(config: RunConfig, source: DataSource) -> RunConfig:
+    """The request with the data set's segmenter if it asks for none."""
+    return config if config.net is not None else config.model_copy(update={"net": source.segmenter})
 
 
 def _settings(config: RunConfig, source: DataSource) -> Settings:
@@ -296,7 +304,7 @@ def _checked(study: Study) -> Study:
         kind, _, plugin = name.partition(".")
         registry.find(kind, plugin)
     config = study.config
-    for kind, name in (("concat", config.concat), ("tune", config.tune), ("net", config.net)):
+    for kind, name in (("concat", config.concat), ("tune", config.tune), ("net", str(config.net))):
         study.plugin(kind, name)
     return study
 

@@ -66,14 +66,18 @@ class Placed:
 class ScanSteps(Frozen):
     """Everything is off by default: the array stays as it is stored."""
 
-    crop: Literal["none", "nonzero", "nonzero-open"] = Field(
-        "none", description="to the box of what is not 0; 'nonzero-open' loses one slice at each far side (SSL4MIS)"
+    crop: Literal["none", "nonzero", "nonzero-open", "above-minimum"] = Field(
+        "none",
+        description="to the box of what is not 0; 'nonzero-open' loses one slice at each far side (SSL4MIS); "
+        "'above-minimum': of what is brighter than the darkest voxel, where background is not 0",
     )
     spacing_mm: Spacing | None = Field(None, description="resample to this voxel size: image linear, label nearest")
     window: tuple[float, float] | None = Field(None, description="clip to these intensities, e.g. Hounsfield units")
     clip_above: float | None = Field(None, gt=0, le=1, description="clip at this share of the cumulative histogram")
-    normalise: Literal["none", "zscore", "zscore-positive"] = Field(
-        "none", description="'zscore-positive': mean and deviation of voxels above 0, applied to all (SSL4MIS)"
+    normalise: Literal["none", "zscore", "zscore-positive", "zscore-above-minimum"] = Field(
+        "none",
+        description="'zscore-positive': mean and deviation of voxels above 0, applied to all (SSL4MIS); "
+        "'zscore-above-minimum': of voxels brighter than the darkest",
     )
 
     @property
@@ -108,7 +112,8 @@ class ScanSteps(Frozen):
             image = np.minimum(image, _cumulative(image, self.clip_above))
         if self.normalise == "none":
             return image
-        seen = image[image > 0] if self.normalise == "zscore-positive" else image
+        floor = {"zscore-positive": 0, "zscore-above-minimum": image.min()}.get(self.normalise)
+        seen = image if floor is None else image[image > floor]
         deviation = float(seen.std(dtype=np.float64)) if seen.size else 0.0
         if not deviation > 0:
             raise DataError("its intensities do not vary, so they cannot be normalised. Leave the case out.")
@@ -145,7 +150,7 @@ def nearest(label: NDArray[Any], sides: Triple) -> NDArray[Any]:
 def _box(image: NDArray[Any], crop: str) -> tuple[Triple, Triple]:
     if crop == "none":
         return (0, 0, 0), _sides(image.shape)
-    full = image != 0
+    full = image > image.min() if crop == "above-minimum" else image != 0
     found = [np.flatnonzero(full.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
     if not found[0].size:
         raise DataError("it is 0 everywhere, so there is nothing to crop to. The file may be damaged.")

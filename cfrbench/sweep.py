@@ -89,7 +89,7 @@ def plan(config: RunConfig, store: Path) -> Plan:
     study = study_of(config)
     chains = {cell: study.chain(cell) for cell in _cells(study)}
     todo, reused = missing(chains.values(), Store(store))
-    return Plan(study, chains, todo, reused, _run_name(config), store)
+    return Plan(study, chains, todo, reused, _run_name(study.config), store)
 
 
 def missing(chains: Iterable[Sequence[StageTask]], home: Store) -> tuple[tuple[StageTask, ...], int]:

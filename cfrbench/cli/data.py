@@ -1,4 +1,4 @@
-"""`cfrbench data list | info | check`."""
+"""`cfrbench data list | info | check`, and the home of `import` and `prepare`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cfrbench import registry
-from cfrbench.cli import app
+from cfrbench.cli import app, data_prepare
 from cfrbench.cli.common import JsonOption, parse_set
 from cfrbench.cli.data_import import EXAMPLES, import_
 
@@ -70,6 +70,7 @@ def check(name: str, data_root: RootOption = None, set_: SetOption = None, as_js
 
 
 data.command("import", epilog=EXAMPLES)(import_)
+data.command("prepare", epilog=data_prepare.EXAMPLES)(data_prepare.prepare)
 
 
 def _about(cls: Any) -> dict[str, Any]:

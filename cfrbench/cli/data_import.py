@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,10 +13,12 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from cfrbench.cli.common import DEFAULT_STORE, JsonOption, StoreOption, parse_names
+from cfrbench.cli.progress import Pace
 from cfrbench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cfrbench.prepared.importing import Imported, ImportRequest, Progress, Survey
+    from cfrbench.prepared.filling import Progress
+    from cfrbench.prepared.importing import Imported, ImportRequest, Survey
 
 EXAMPLES = """
 Examples:
@@ -75,8 +78,8 @@ def import_(
     split = {"seed": seed, "test": test, "val": val, "stratify": stratify, "order": order,
              "labelled": parse_names(labelled) or (), "test_cases": parse_names(test_cases) or ()}  # fmt: skip
     reading = {"axcodes": axcodes, "channel": channel, "limit_gib": max_gib, "ignore_affine": ignore_affine}
-    low_high = _numbers("--window", window, 2)
-    steps = {"window": low_high, "spacing_mm": None if spacing == "auto" else _numbers("--spacing", spacing, 3)}
+    low_high = numbers("--window", window, 2)
+    steps = {"window": low_high, "spacing_mm": None if spacing == "auto" else numbers("--spacing", spacing, 3)}
     request = importing.ImportRequest(
         source.expanduser(), name, store, tuple(registry.names("data")),
         search=Search(channel, contrast, patient_pattern, follow_links), reading=validate(Reading, reading, words),
@@ -84,15 +87,16 @@ def import_(
         skip_bad=skip_bad, replace=replace, jobs=jobs or room_for_jobs(1, 1.0),
     )  # fmt: skip
     with Bar(transient=True, disable=as_json, console=Console(stderr=True)) as bar:
-        seen = importing.survey_folder(request, _watching(bar))
+        seen = importing.survey_folder(request, watching(bar))
         request = importing.with_own_spacing(request, seen) if spacing == "auto" else request
-        done = None if dry_run else importing.import_folder(request, _watching(bar), seen)
+        done = None if dry_run else importing.import_folder(request, watching(bar), seen)
     _tell(request, seen, done, as_json)
     if dry_run and seen.bad:
         raise typer.Exit(1)
 
 
-def _numbers(option: str, text: str | None, count: int) -> tuple[float, ...] | None:
+def numbers(option: str, text: str | None, count: int) -> tuple[float, ...] | None:
+    """``count`` numbers separated by commas; None stays None, anything else is a ConfigError that names the option."""
     names = parse_names(text) if text is not None else None
     parts = text.split(",") if text is not None and names else []
     try:
@@ -104,14 +108,19 @@ def _numbers(option: str, text: str | None, count: int) -> tuple[float, ...] | N
     return numbers or None
 
 
-def _watching(bar: Bar) -> Progress:
-    """Show each thing that is done as a line of its own."""
+def watching(bar: Bar) -> Progress:
+    """Show each thing that is done as a bar with ETA on a terminal, as a line every ten seconds elsewhere."""
     tasks: dict[str, Any] = {}
+    paces: dict[str, Pace] = {}
 
     def show(what: str, done: int, total: int) -> None:
         if what not in tasks:
             tasks[what] = bar.add_task(what, total=total)
+            paces[what] = Pace(total, time.monotonic())
         bar.update(tasks[what], completed=done)
+        left = None if bar.disable or bar.console.is_terminal else paces[what].left_seconds(done, time.monotonic())
+        if left is not None:
+            bar.console.print(f"{what} {done}/{total}  ETA {left:.0f} s")
 
     return show
 

@@ -95,7 +95,7 @@ class PlainLines(Remarks):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self.total = self.started = 0
-        self.paces: dict[str, _Pace] = {}
+        self.paces: dict[str, Pace] = {}
         self.lost = _Lost()
 
     @hookimpl
@@ -113,7 +113,7 @@ class PlainLines(Remarks):
     def stage_started(self, task: StageTask, folder: str, total_steps: int) -> None:
         """Name the stage."""
         self.started += 1
-        self.paces[task.key] = _Pace(total_steps, time.monotonic())
+        self.paces[task.key] = Pace(total_steps, time.monotonic())
         self.console.print(f"[{self.started}/{self.total}] {task.title}", markup=False)
 
     @hookimpl
@@ -155,7 +155,7 @@ class _Lost:
                 "voxels is found in labelled crops" for name in new]  # fmt: skip
 
 
-class _Pace:
+class Pace:
     """When a stage may speak again, and how long it still takes."""
 
     def __init__(self, length: int, now: float) -> None:

@@ -37,7 +37,7 @@ def run(
     concat: Annotated[str | None, typer.Option(help="Concatenation strategy.  [default: grid]")] = None,
     tune: Annotated[str | None, typer.Option(help="Fine-tuner.  [default: lora]")] = None,
     model: Annotated[str | None, typer.Option(help="Foundation model.  [default: the preset's]")] = None,
-    net: Annotated[str | None, typer.Option(help="Segmenter.  [default: vnet]")] = None,
+    net: Annotated[str | None, typer.Option(help="Segmenter.  [default: the data set's, mostly vnet]")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds: 0 .. N-1.  [default: 1]")] = None,
     seed_list: Annotated[str | None, typer.Option(help="These seeds, comma-separated.")] = None,
     preset: Annotated[PresetName | None, typer.Option(help="smoke, quick or paper.  [default: quick]")] = None,

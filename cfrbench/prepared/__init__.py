@@ -7,7 +7,10 @@
     writing     cases in parallel processes, each whole or absent, finished ones skipped
     reading     a prepared set: opened lazily, cropped from the map, label maps put back on their first grid
     source      the prepared set as a `DataSource`, and sets found by name in a store
+    filling     one process at a time, what is wrong gathered, copies looked for
     pairs, splits, proposals, importing     anybody's folder of NIfTI files becomes a prepared set
+    nrrd, arrays    the other files of the field: NRRD, HDF5, .npy
+    places, public, preparing               a public data set, in any layout it is passed around in, likewise
 
 Importing this package imports no torch: the processes that write start at once.
 """

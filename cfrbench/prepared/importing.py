@@ -9,21 +9,17 @@ Everything wrong is gathered before it is told; what is finished is kept, so the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
 
 from cfrbench import __version__
 from cfrbench.config import digest
-from cfrbench.errors import ConfigError, DataError, UsageError, suggest
-from cfrbench.files import storage_errors
-from cfrbench.prepared import copies, label_maps
-from cfrbench.prepared.form import MANIFEST, CaseRecord, SetRecord, read_record
+from cfrbench.errors import ConfigError, UsageError, suggest
+from cfrbench.prepared import label_maps
+from cfrbench.prepared.filling import Progress, alone, make_room, prepared, refusal, silent, without_copies
+from cfrbench.prepared.form import CaseRecord, SetRecord
 from cfrbench.prepared.label_maps import LabelMap
 from cfrbench.prepared.pair_reader import Reading, Surveyed, read_pair, survey
 from cfrbench.prepared.pairs import Found, Pair, Search, find_pairs
@@ -32,12 +28,8 @@ from cfrbench.prepared.proposals import propose, target_spacing
 from cfrbench.prepared.reading import PreparedSet, seal
 from cfrbench.prepared.source import imported_folder
 from cfrbench.prepared.splits import Candidate, SplitChoice, make_split
-from cfrbench.prepared.writing import CaseJob, prepare_cases, remove_cases
+from cfrbench.prepared.writing import CaseJob, remove_cases
 from cfrbench.scan_steps import ScanSteps
-
-#: (what is being done, how much of it, of how much)
-Progress = Callable[[str, int, int], None]
-_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -93,15 +85,11 @@ class Imported:
     notes: tuple[str, ...]
 
 
-def _silent(what: str, done: int, total: int) -> None:
-    """No progress is shown."""
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # looking
 
 
-def survey_folder(request: ImportRequest, progress: Progress = _silent) -> Survey:
+def survey_folder(request: ImportRequest, progress: Progress = silent) -> Survey:
     """Find the pairs, read every header and label, settle the classes. DataError if no case is left."""
     _check_name(request)
     found = find_pairs(request.source, request.search)
@@ -113,7 +101,7 @@ def survey_folder(request: ImportRequest, progress: Progress = _silent) -> Surve
     cases = {pair.case: cases[pair.case] for pair in found.pairs}
     bad = {case: seen.problem for case, seen in cases.items() if seen.problem}
     if len(bad) == len(cases):
-        raise _refusal(bad, len(cases))
+        raise refusal(bad, len(cases))
     labels = _label_map(request, found, cases)
     if labels.other is None:
         for case, seen in cases.items():
@@ -149,15 +137,6 @@ def _label_of(found: Found, case: str) -> Path | None:
     return next(pair.label for pair in found.pairs if pair.case == case)
 
 
-def _refusal(bad: Mapping[str, str], total: int) -> DataError:
-    if len(bad) == 1 < total:
-        return DataError(f"{next(iter(bad.values()))} Or leave the case out with --skip-bad.")
-    told = " ".join(f"({n}) {reason}" for n, reason in enumerate(list(bad.values())[:_TOLD], 1))
-    more = f" ({len(bad) - _TOLD} more are like these or other.)" * (len(bad) > _TOLD)
-    advice = " Correct them, or leave them out with --skip-bad." * (len(bad) < total)
-    return DataError(f"{len(bad)} of {total} cases cannot be used: {told}{more}{advice}")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # importing
 
@@ -168,105 +147,33 @@ def with_own_spacing(request: ImportRequest, seen: Survey) -> ImportRequest:
     return replace(request, steps=request.steps.model_copy(update={"spacing_mm": spacing}))
 
 
-def import_folder(request: ImportRequest, progress: Progress = _silent, seen: Survey | None = None) -> Imported:
+def import_folder(request: ImportRequest, progress: Progress = silent, seen: Survey | None = None) -> Imported:
     """Prepare the folder as the set ``request.name`` of the store. Given again, it verifies and goes on.
 
     DataError for files that cannot be used (unless they are to be skipped) and for one image under two names.
     """
     seen = seen or survey_folder(request, progress)
     if seen.bad and not request.skip_bad:
-        raise _refusal(seen.bad, len(seen.cases))
-    with _alone(request):
-        _make_room(request)
-        records, bad = _prepared(request, seen, progress)
-        records, notes = _without_copies(request, records, bad)
+        raise refusal(seen.bad, len(seen.cases))
+    with alone(request.folder, f"importing '{request.name}' into {request.store}", "--name"):
+        make_room(request.folder, request.identity, request.source, request.replace,
+                  f"The store {request.store} has a data set '{request.name}' already, imported", "--name")  # fmt: skip
+        jobs = _jobs(request, seen)
+        records, bad = prepared(request.folder, jobs, request.jobs, seen.bad, request.skip_bad, progress)
+        records, notes = without_copies(records, bad, request.skip_bad)
         record, left_out = _set_record(request, seen, records, bad)
         done = seal(request.folder, record, records)
         remove_cases(request.folder, keep=done.record.cases)
     return Imported(done, seen, (*notes, *_notes(seen, records, left_out)))
 
 
-@contextmanager
-def _alone(request: ImportRequest) -> Iterator[None]:
-    """Hold the folder; UsageError if another process is importing under the same name."""
-    with storage_errors("use the store", request.folder):
-        request.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(request.folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UsageError(f"Another process is importing '{request.name}' into {request.store}. Wait for it, or choose "
-                         "another --name.") from None  # fmt: skip
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _make_room(request: ImportRequest) -> None:
-    """Refuse a name that holds another set, unless that is to be replaced; its manifest goes first."""
-    manifest = request.folder / MANIFEST
-    if not manifest.is_file():
-        return
-    made = read_record(manifest, SetRecord).made if not request.replace else {}
-    same = made.get("identity") == request.identity and made.get("source") == str(request.source.absolute())
-    if not (same or request.replace):
-        options = "the same" if made.get("identity") == request.identity else "other"
-        raise UsageError(f"The store {request.store} has a data set '{request.name}' already, imported from "
-                         f"{made.get('source')} with {options} options. Choose another --name, or replace it with "
-                         "--replace.")  # fmt: skip
-    if request.replace:
-        manifest.unlink()  # until the new one is whole, there is none
-
-
-def _prepared(request: ImportRequest, seen: Survey, progress: Progress) -> tuple[list[CaseRecord], dict[str, str]]:
-    """The records of all cases that could be prepared, and why others could not."""
+def _jobs(request: ImportRequest, seen: Survey) -> list[CaseJob]:
     options = request.reading.model_dump(mode="json")
-    jobs = [
+    return [
         CaseJob(pair.case, {"image": pair.image} | ({"label": pair.label} if pair.label else {}), read_pair,
                 seen.labels, request.steps, pair.patient, options)
         for pair in seen.usable
     ]  # fmt: skip
-    done = 0
-
-    def tell(case: str, outcome: Any) -> None:
-        nonlocal done
-        done += 1
-        progress("preparing", done, len(jobs))
-
-    bad = dict(seen.bad)
-    records = []
-    for case, outcome in prepare_cases(request.folder, jobs, request.jobs, tell).items():
-        if isinstance(outcome, CaseRecord):
-            records.append(outcome)
-        else:
-            bad[case] = str(outcome)
-    if not records or (bad and not request.skip_bad):
-        raise _refusal(bad, len(seen.cases))
-    return records, bad
-
-
-def _without_copies(
-    request: ImportRequest, records: Sequence[CaseRecord], bad: dict[str, str]
-) -> tuple[list[CaseRecord], list[str]]:
-    """The records without second copies of an image, which are refused or put into ``bad``; and notes."""
-    notes: list[str] = []
-    dropped: dict[str, str] = {}
-    for i, j, alike in copies.find_copies([copies.decode(record.signature) for record in records]):
-        first, second = sorted((records[i], records[j]), key=lambda r: r.label is None)  # keep the one with a label
-        exact = first.image.sha256 == second.image.sha256
-        if first.patient == second.patient and not exact:
-            notes.append(f"{first.case} and {second.case}, of one patient, are nearly one image (correlation "
-                         f"{alike:.3f}); they stay in one list.")  # fmt: skip
-            continue
-        kind = "voxel for voxel" if exact else f"perhaps flipped, turned or scaled: correlation {alike:.3f}"
-        dropped.setdefault(second.case, f"it is the image of {first.case} under another name ({kind})")
-        if not request.skip_bad:
-            raise DataError(f"{first.case} and {second.case} are one image under two names ({kind}). A copy counts "
-                            "twice in training, and across the lists it leaks test data: remove one, or leave the "
-                            "second out with --skip-bad.")  # fmt: skip
-    bad.update(dropped)
-    return [record for record in records if record.case not in dropped], notes
 
 
 def _set_record(

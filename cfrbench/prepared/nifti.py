@@ -117,7 +117,7 @@ def read_header(path: Path, channel: int | None = None, limit_gib: float = LIMIT
         raise _damaged(path, error) from error
     _require_scalar(path, dtype)
     volume, chosen = _volume(path, shape, channel)
-    _require_size(path, offset + math.prod(shape) * dtype.itemsize, shape, dtype, limit_gib)
+    require_size(path, offset + math.prod(shape) * dtype.itemsize, shape, dtype, limit_gib)
     spacing, axcodes = _geometry(path, affine, header)
     return NiftiHeader(path, volume, shape, chosen, dtype, offset, slope, intercept, affine, spacing, axcodes,
                        header.binaryblock)  # fmt: skip
@@ -172,12 +172,15 @@ def _volume(path: Path, shape: tuple[int, ...], channel: int | None) -> tuple[Tr
     return (x, y, z), (channel or 0) if more else 0
 
 
-def _require_size(path: Path, announced: int, shape: tuple[int, ...], dtype: np.dtype[Any], limit_gib: float) -> None:
+def require_size(path: Path, announced: int, shape: tuple[int, ...], dtype: np.dtype[Any], limit_gib: float,
+                 packed: bool | None = None) -> None:  # fmt: skip
+    """DataError unless so many bytes, header included, are within the limit and can come out of the file."""
     size = path.stat().st_size
     if announced > limit_gib * 2**30:
         raise DataError(f"{path} announces {shape} voxels of {dtype}: {announced / 2**30:.1f} GiB unpacked, above the "
                         f"limit of {limit_gib:g} GiB. If that is right, allow it with --max-gib.")  # fmt: skip
-    room = size * _LARGEST_RATIO if path.name.lower().endswith(".gz") else size
+    packed = path.name.lower().endswith(".gz") if packed is None else packed
+    room = size * _LARGEST_RATIO if packed else size
     if announced > room:
         raise DataError(f"{path} announces {shape} voxels of {dtype}, but its {size} bytes cannot hold them: the file "
                         "is cut short or its header is wrong. Copy or convert it again.")  # fmt: skip
@@ -221,22 +224,29 @@ def _shaped(header: NiftiHeader, data: Any) -> NDArray[Any]:
 
 
 def _unpacked(header: NiftiHeader, scratch: Path) -> Any:
-    """The unpacked voxels as one buffer, the gzip checksum verified; memory-mapped if they are many."""
-    target = _room(header.voxel_bytes, scratch)
-    view = memoryview(target)
     with gzip.open(header.path) as file:
-        skipped = len(file.read(header.offset))
-        done = 0
-        while done < len(view) and (count := file.readinto(view[done : done + _PIECE])):
-            done += count
-        if skipped < header.offset or done < len(view):
-            raise ValueError(f"it ends after {done} of {len(view)} bytes of voxels")
-        # The checksum stands at the very end; whatever lies before it may not be endless.
-        extra = 0
-        while piece := file.read(_PIECE):
-            extra += len(piece)
-            if extra > 16 * _PIECE:
-                raise ValueError("it goes on long after the voxels its header announces")
+        return unpacked(file, header.offset, header.voxel_bytes, scratch)
+
+
+def unpacked(file: gzip.GzipFile, offset: int, length: int, scratch: Path) -> Any:
+    """``length`` unpacked bytes from ``offset`` on as one buffer, the gzip checksum verified; mapped if they are many.
+
+    ValueError if the file holds less, or goes on long after them.
+    """
+    target = _room(length, scratch)
+    view = memoryview(target)
+    skipped = len(file.read(offset))
+    done = 0
+    while done < len(view) and (count := file.readinto(view[done : done + _PIECE])):
+        done += count
+    if skipped < offset or done < len(view):
+        raise ValueError(f"it ends after {done} of {len(view)} bytes of voxels")
+    # The checksum stands at the very end; whatever lies before it may not be endless.
+    extra = 0
+    while piece := file.read(_PIECE):
+        extra += len(piece)
+        if extra > 16 * _PIECE:
+            raise ValueError("it goes on long after the voxels its header announces")
     return target
 
 

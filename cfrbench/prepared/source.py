@@ -67,7 +67,7 @@ class PreparedSource(DataSource):
         """Hash of each case's arrays and voxel size, from the manifest: of the content, not of its place."""
         return dict(self.prepared.record.cases)
 
-    def signatures(self) -> Mapping[str, NDArray[Any]]:
+    def signatures(self) -> Mapping[str, NDArray[Any]] | None:
         """Signature of each case, from the set."""
         return self.prepared.signatures()
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,8 @@ class RawCase:
 
     image, label: ``(H, W, D)``, any numeric type, stored values: scale and label_scale hold (slope, intercept) of the
     true ones. affine: of ``image``, 4 x 4 in mm. grid: where a label map goes back to; None = onto ``image`` itself.
+    box: (start, stop) of what is cut out, before the steps; ``measured="whole"``: after them, so that clipping and
+    normalising see the whole scan. words: what the reader did, beside the steps.
     """
 
     image: NDArray[Any]
@@ -63,6 +65,9 @@ class RawCase:
     scale: tuple[float, float] = (1.0, 0.0)
     label_scale: tuple[float, float] = (1.0, 0.0)
     grid: SourceGrid | None = None
+    box: tuple[Triple, Triple] | None = None
+    measured: Literal["box", "whole"] = "box"
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,10 @@ def _attempt(folder: Path, job: CaseJob) -> Outcome:
 def prepare_case(folder: Path, job: CaseJob) -> CaseRecord:
     """Prepare one case, or verify the finished one; DataError that names its file if something is wrong with it."""
     target = case_folder(folder, job.case)
-    sources = {path.name: _hash(path) for path in job.files.values()}
+    names = [path.name for path in job.files.values()]
+    # An image and its label in two folders may have one name.
+    sources = {path.name if names.count(path.name) == 1 else f"{role}/{path.name}": _hash(path)
+               for role, path in job.files.items()}  # fmt: skip
     finished = _finished(target, job, sources)
     if finished is not None:
         return finished
@@ -189,30 +197,33 @@ def verify(target: Path, record: CaseRecord) -> str:
 def _written(scratch: Path, job: CaseJob, raw: RawCase, sources: Mapping[str, str]) -> CaseRecord:
     """Write the arrays of a case into ``scratch``; its record."""
     image_file = job.files.get("image", next(iter(job.files.values())))
+    if raw.image.ndim != 3 or 0 in raw.image.shape:
+        raise DataError(f"{image_file}: the image has shape {tuple(raw.image.shape)}; a 3D volume (H, W, D) is needed. "
+                        "Store one scalar volume per case.")  # fmt: skip
     label_file = job.files.get("label", image_file)
     if raw.label is not None and raw.label.shape != raw.image.shape:
         raise DataError(f"{label_file} has shape {tuple(raw.label.shape)}, its image {image_file.name} "
                         f"{tuple(raw.image.shape)}. They must be on one grid: do they belong together?")  # fmt: skip
-    with _naming(image_file):
+    with naming(image_file):
         placed, scale, spacing_mm, placement = _placed(raw, job.steps)
         image, statistics = _write_image(scratch / IMAGE, placed, scale)
     label, box = None, None
     voxels: tuple[int, ...] = ()
     if raw.label is not None:
-        with _naming(label_file):
+        with naming(label_file):
             label, voxels, box = _write_label(scratch / LABEL, raw, placement, job.labels)
     mapped = np.load(scratch / IMAGE, mmap_mode="r")
     return CaseRecord(
         case=job.case, patient=job.patient or job.case, shape=_sides(mapped.shape), spacing_mm=spacing_mm,
         affine=rows(_moved(raw.affine, placement)), axcodes=raw.axcodes, image=image, label=label,
         voxels=voxels, label_box=box, statistics=statistics, signature=copies.encode(copies.signature(mapped)),
-        sources=dict(sources), recipe=job.recipe, steps=job.steps.words(), placement=placement,
+        sources=dict(sources), recipe=job.recipe, steps=(*raw.words, *job.steps.words()), placement=placement,
         grid=raw.grid or SourceGrid(shape=raw.image.shape, affine=rows(raw.affine), axcodes=raw.axcodes),
     )  # fmt: skip
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Put the file's name before a DataError that does not know it."""
     try:
         yield
@@ -224,14 +235,23 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _placed(raw: RawCase, steps: ScanSteps) -> tuple[NDArray[Any], tuple[float, float], Spacing, Placement]:
     """The image after its steps, what scale is still to be applied, its voxel size and its place."""
+    sides = _sides(raw.image.shape)
+    start, stop = raw.box or ((0, 0, 0), sides)
+    whole = Placement(shape=sides, start=start, stop=stop, sides=_sides(tuple(np.subtract(stop, start).tolist())))
     if steps.none:
-        sides = _sides(raw.image.shape)
-        whole = Placement(shape=sides, start=(0, 0, 0), stop=sides, sides=sides)
-        return raw.image, raw.scale, raw.spacing_mm, whole
+        return raw.image[whole.box], raw.scale, raw.spacing_mm, whole
     _low_high(raw.image, raw.scale)  # NaN would spread, and is better reported as what it is
     image = raw.image if raw.scale == (1.0, 0.0) else scaled(raw.image, raw.scale)
-    placed = steps.place(image, raw.spacing_mm)
-    return placed.image, (1.0, 0.0), placed.spacing_mm, placed.placement
+    if raw.measured == "whole":
+        placed = steps.place(image, raw.spacing_mm)
+        if not placed.placement.untouched:
+            raise DataError("a cut after the steps goes with neither a crop nor resampling. Leave those out.")
+        return placed.image[whole.box], (1.0, 0.0), raw.spacing_mm, whole
+    placed = steps.place(image[whole.box], raw.spacing_mm)
+    inner = placed.placement
+    outer = Placement(shape=sides, start=_sides(tuple(np.add(start, inner.start).tolist())),
+                      stop=_sides(tuple(np.add(start, inner.stop).tolist())), sides=inner.sides)  # fmt: skip
+    return placed.image, (1.0, 0.0), placed.spacing_mm, outer
 
 
 def _moved(affine: NDArray[np.float64], placement: Placement) -> NDArray[np.float64]:

@@ -2,26 +2,44 @@
 
 The files are those of ``yulequan/UA-MT`` (folder ``data/``): cropped around the atrium, 0.625 mm isotropic, z-scored
 over the whole scan *before* the crop. UA-MT trains on them as they are, ``ShumengLI/CFR`` z-scores again; that choice
-is ``grid.standardise``, so `load` returns the stored intensities.
+is ``grid.standardise``, so stored intensities are what is loaded.
+
+The challenge's own scans (NRRD) go through `read_scan`, which does what ``yulequan/UA-MT``
+``code/dataloaders/la_heart_processing.py`` does. It centres the crop on the ground truth, of test cases too, and draws
+margins at random without a seed, so its very files cannot be made again; here the margins are a function of seed and
+case.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from cfrbench.config import Frozen, Triple
 from cfrbench.contracts import DataSource
-from cfrbench.datasets import file_sha256, present_split, read_h5_pair, read_list
 from cfrbench.errors import DataError
 from cfrbench.hookspecs import hookimpl
-from cfrbench.volume import Split, Volume, checked_volume
+from cfrbench.prepared.arrays import ArrayReading
+from cfrbench.prepared.form import SourceGrid
+from cfrbench.prepared.label_maps import LabelMap
+from cfrbench.prepared.nrrd import read_nrrd_header, read_nrrd_voxels
+from cfrbench.prepared.places import Layout, h5_layout
+from cfrbench.prepared.public import PublicSource
+from cfrbench.prepared.writing import CaseJob, RawCase, rows
+from cfrbench.scan_steps import ScanSteps
 
 SPACING_MM = (0.625, 0.625, 0.625)
+FOLDER = "2018LA_Seg_Training Set"
 #: where a case may lie under the data root: the challenge's layout, the same without its folder, AC-MT's renamed files
-LAYOUTS = ("2018LA_Seg_Training Set/{case}/mri_norm2.h5", "{case}/mri_norm2.h5", "{case}.h5")
+LAYOUTS = (f"{FOLDER}/{{case}}/mri_norm2.h5", "{case}/mri_norm2.h5", "{case}.h5")
 SHIPPED = Path(__file__).parent / "splits"  # ids only: UA-MT data/train.list and data/test.list
+CLASSES = ("background", "left atrium")
 
 #: preset -> settings. paper: CFR paper section IV and ShumengLI/CFR code/train_retraining.py, test_singleclass.py
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -68,7 +86,63 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 }
 
 
-class LeftAtrium(DataSource):
+class AtriumReading(Frozen):
+    """How a raw scan is cut; the defaults are UA-MT's."""
+
+    cut: Literal["xy", "xyz", "none"] = Field(
+        "xy", description="around the label; UA-MT computes limits in z and does not use them: 'xyz' does"
+    )
+    least_sides: Triple = Field((112, 112, 80), description="half of what the label's box lacks of it is added")
+    margin_xy: tuple[int, int] = Field((10, 19), description="smallest and largest random margin at each side")
+    margin_z: tuple[int, int] = (5, 9)
+    seed: int = Field(0, ge=0, description="of the margins; the original has none")
+    spacing_mm: tuple[float, float, float] = Field(SPACING_MM, description="where the file states none")
+
+
+def read_scan(job: CaseJob, scratch: Path) -> RawCase:
+    """Read ``lgemri.nrrd`` and ``laendo.nrrd`` on their stored axes; 255 is the atrium (`RAW` maps it)."""
+    reading = AtriumReading.model_validate(dict(job.options))
+    header = read_nrrd_header(job.files["image"], reading.spacing_mm)
+    image, label, box = read_nrrd_voxels(header, scratch), None, None
+    if "label" in job.files:
+        label = read_nrrd_voxels(read_nrrd_header(job.files["label"], reading.spacing_mm), scratch)
+        if label.shape != image.shape:
+            raise DataError(f"{job.files['label']} has shape {label.shape}, its image {image.shape}. Do they belong "
+                            "together?")  # fmt: skip
+    if reading.cut != "none":
+        box = _around(job, label, reading)
+    return RawCase(image, label, header.spacing_mm, header.affine, header.axcodes, box=box, measured="whole",
+                   grid=SourceGrid(shape=header.shape, affine=rows(header.affine), axcodes=header.axcodes),
+                   words=(f"cut {reading.cut} around the label",) * (box is not None))  # fmt: skip
+
+
+def _around(job: CaseJob, label: NDArray[Any] | None, reading: AtriumReading) -> tuple[Triple, Triple]:
+    """Start and stop of the label's box, grown by what it lacks and by margins, within the scan."""
+    full = None if label is None else label == 255
+    if full is None or not full.any():
+        raise DataError(f"{job.files['image']} cannot be cut around its label: laendo.nrrd is missing or holds no 255. "
+                        "Keep the whole scan with --set cut=none.")  # fmt: skip
+    case = int.from_bytes(hashlib.sha256(job.case.encode()).digest()[:8])
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([reading.seed, case])))
+    start, stop = [0, 0, 0], list(full.shape)
+    for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
+        low, high = (int(end) for end in np.flatnonzero(full.any(axis=others))[[0, -1]])
+        least, most = reading.margin_z if axis == 2 else reading.margin_xy
+        below, above = (int(margin) for margin in rng.integers(least, most + 1, 2))
+        half = max(reading.least_sides[axis] - (high - low), 0) // 2
+        if axis < 2 or reading.cut == "xyz":
+            # The far limit is the last index of the label, not the one after it, as in the original.
+            start[axis], stop[axis] = max(low - below - half, 0), min(high + above + half, full.shape[axis])
+    return (start[0], start[1], start[2]), (stop[0], stop[1], stop[2])
+
+
+H5 = h5_layout(*(place.removesuffix(".h5") for place in LAYOUTS), reading=ArrayReading(spacing_mm=SPACING_MM))
+RAW = Layout("raw", ("image", (f"{FOLDER}/{{case}}/lgemri", "{case}/lgemri", "*/{case}/lgemri")), read_scan,
+             AtriumReading(), {"label": ("laendo",)}, ends=(".nrrd",), steps=ScanSteps(normalise="zscore"),
+             labels=LabelMap(names=CLASSES, values={0: 0, 255: 1}, other=0))  # fmt: skip
+
+
+class LeftAtrium(PublicSource):
     """100 scans, 80 for training and 20 for testing; lists in the data root win over the shipped split."""
 
     name = "la"
@@ -76,82 +150,18 @@ class LeftAtrium(DataSource):
     modality = "late gadolinium-enhanced MR"
     licence = "research use under the terms of the MICCAI 2018 Atrial Segmentation Challenge"
     origin = "https://github.com/yulequan/UA-MT, folder data/"
-    class_names = ("background", "left atrium")
-    budgets: ClassVar[Mapping[str, int]] = {"scarce": 1, "moderate": 16}
+    class_names = CLASSES
+    budgets: ClassVar = {"scarce": 1, "moderate": 16}
+    layouts = (H5, RAW)
+    lists: ClassVar = {"train": SHIPPED / "la_train.txt", "test": SHIPPED / "la_test.txt"}
+    protocols = PROTOCOLS
 
-    def split(self) -> Split:
-        """The cases of the lists that have files; ``note`` counts them if some are missing."""
-        root = self._folder()
-        lists = [root / "train.list", root / "test.list"]
-        own = [path for path in lists if path.exists()]
-        if len(own) == 1:
-            other = next(path.name for path in lists if path not in own)
-            raise DataError(f"{root} has {own[0].name} but no {other}. Put both beside the data, or neither to use the "
-                            "split of the field.")  # fmt: skip
-        official = [read_list(SHIPPED / name) for name in ("la_train.txt", "la_test.txt")]
-        train, test = (read_list(path) for path in own) if own else official
-        try:
-            return self._counted(present_split(train, test, self._present), official)
-        except DataError as error:
-            raise DataError(f"LA data in {root}: {error} {self._remedy()}") from error
-
-    def _counted(self, split: Split, official: list[tuple[str, ...]]) -> Split:
-        """Say so where the split is a part of the field's: its numbers are not those of the whole."""
-        train, test = official
-        ours, whole = {*split.train, *split.test}, {*train, *test}
-        if split.note or not ours < whole:
-            return split
-        note = f"{len(split.train)} of {len(train)} training and {len(split.test)} of {len(test)} test cases present"
-        return dataclasses.replace(split, note=note)
-
-    def load(self, case: str) -> Volume:
-        """Read one case, ``(H, W, 88)`` in the official files, with its stored intensities."""
-        path = self._file(case)
-        if not path.is_file():
-            raise DataError(f"LA case {case}: there is no {path}. {self._remedy()}")
-        image, label = read_h5_pair(path)
-        return checked_volume(str(path), image, label, self.num_classes, SPACING_MM)
-
-    def fingerprint(self) -> Mapping[str, str]:
-        """SHA-256 of each case's file."""
-        split = self.split()
-        return {case: file_sha256(self._file(case)) for case in (*split.train, *split.test)}
-
-    def protocol(self, preset: str) -> Mapping[str, Any]:
-        """Recommended settings of a preset; only ``paper`` is the published protocol."""
-        return PROTOCOLS[preset]
-
-    def _folder(self) -> Path:
-        if self.root is None:
-            raise DataError(f"LA needs the folder of its files: pass --data-root DIR. {self._remedy()}")
-        if not self.root.is_dir():
-            raise DataError(f"The LA data folder {self.root} does not exist or is no folder. {self._remedy()}")
-        return self.root
-
-    def _present(self, case: str) -> bool:
-        """Whether the case has its file. A case without a folder makes a partial set; a folder without it, damage."""
-        places = self._places(case)
-        if any(path.is_file() for path in places):
-            return True
-        bare = [path.parent for path in places if path.parent.name == case and path.parent.is_dir()]
-        if bare:
-            raise DataError(f"The folder of case {case} has no {places[0].name}. Restore the file, or remove the "
-                            "folder to do without the case.")  # fmt: skip
-        return False
-
-    def _places(self, case: str) -> list[Path]:
-        if Path(case).name != case:  # ids from lists are checked there; this guards direct calls
-            raise DataError(f"'{case}' is no LA case id. Use the plain name of a case, without folders.")
-        return [self._folder() / layout.format(case=case) for layout in LAYOUTS]
-
-    def _file(self, case: str) -> Path:
-        """The case's file in the layout found; the official place if there is none."""
-        places = self._places(case)
-        return next((path for path in places if path.is_file()), places[0])
-
-    def _remedy(self) -> str:
-        return (f"Get the files from {self.origin}, and lay them out as 'DIR/{LAYOUTS[0].format(case='<id>')}' "
-                "('DIR/<id>/mri_norm2.h5' and 'DIR/<id>.h5' work too).")  # fmt: skip
+    def refuse_bare(self, cases: Collection[str], listed: Sequence[str]) -> None:
+        """A case without a folder makes a partial set; a folder without the file, damage."""
+        for case in listed:
+            if case not in cases and any((self.folder() / top / case).is_dir() for top in (FOLDER, ".")):
+                raise DataError(f"The folder of case {case} has no mri_norm2.h5. Restore the file, or remove the "
+                                "folder to do without the case.")  # fmt: skip
 
 
 @hookimpl
