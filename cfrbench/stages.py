@@ -319,8 +319,10 @@ def run_score(run: Run) -> Mapping[str, Any]:
     """Score label maps against the stored truth; the only stage that opens the labels of unlabelled cases."""
     import pandas as pd
 
-    masks = read_labels(run.upstream(run.recipe["from"]).path(STORED))
     bench = run.bench()
+    bare = bench.source.without_label()  # nothing can be said of their pseudo-labels
+    found = read_labels(run.upstream(run.recipe["from"]).path(STORED))
+    masks = {case: mask for case, mask in found.items() if case not in bare}
     run.started(len(masks))
     rows: list[Recipe] = []
     for number, (case, mask) in enumerate(masks.items()):

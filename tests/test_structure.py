@@ -33,7 +33,7 @@ FLOORS = [
     pipeline
     artifact published
     store report
-    recipes
+    recipes matrix
     stages
     sweep ablation
     explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition cards

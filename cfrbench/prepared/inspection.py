@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from cfrbench.contracts import DataSource
 from cfrbench.datasets import Finding, check_source
 from cfrbench.errors import DataError
 from cfrbench.prepared import copies
+from cfrbench.prepared.form import CaseRecord
 from cfrbench.prepared.leaks import across_lists, copies_among
 from cfrbench.prepared.source import PreparedSource
 from cfrbench.scan_steps import Spacing
@@ -88,6 +89,28 @@ def inspect(source: DataSource, on_case: Callable[[str], None] | None = None) ->
     return Inspection(rows, findings)
 
 
+def rows_of(source: DataSource, on_case: Callable[[str], None] | None = None) -> list[CaseRow]:
+    """What every case is, without a judgement; from the manifest where there is one, else each case is read."""
+    rows = []
+    split = source.split()
+    for role in ("train", "val", "test"):
+        for case in getattr(split, role):
+            if isinstance(source, PreparedSource):
+                row = _recorded(source.prepared.case(case))
+            else:
+                row = _row(source, case, source.load(case))
+            rows.append(replace(row, role=role))
+            if on_case:
+                on_case(case)
+    return rows
+
+
+def _recorded(record: CaseRecord) -> CaseRow:
+    seen = record.statistics
+    return CaseRow(record.case, "", record.shape, record.spacing_mm, record.grid.axcodes, seen.low, seen.median,
+                   seen.high, seen.deviation, record.voxels)  # fmt: skip
+
+
 def _row(source: DataSource, case: str, volume: Volume) -> CaseRow:
     image = volume.image.numpy()
     low, median, high = (float(q) for q in np.quantile(image.reshape(-1)[:: max(1, image.size // 10**6)], (0, 0.5, 1)))
@@ -113,7 +136,7 @@ def _judged(row: CaseRow, role: str, findings: Sequence[Finding]) -> CaseRow:
     verdict: Literal["ok", "note", "error"] = "ok"
     if own:
         verdict = "error" if any(finding.level == "error" for finding in own) else "note"
-    return CaseRow(**{**vars(row), "role": role, "verdict": verdict, "remarks": tuple(f.message for f in own)})
+    return replace(row, role=role, verdict=verdict, remarks=tuple(f.message for f in own))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -144,8 +167,8 @@ def _spread(rows: Sequence[CaseRow]) -> list[Finding]:
         return []
     few = ", ".join(odd[:6]) + " ..." * (len(odd) > 6)
     return [Finding("note", f"Intensities of {few} spread over {_STRANGE_SPREAD:g} times more or less than those of "
-                    "the median case. Each volume is standardised by itself (grid.standardise), which evens that out; make "
-                    "sure that they are of one modality.", tuple(odd))]  # fmt: skip
+                    "the median case. Each volume is standardised by itself (grid.standardise), which evens that out; "
+                    "make sure that they are of one modality.", tuple(odd))]  # fmt: skip
 
 
 def _sizes(rows: Sequence[CaseRow]) -> list[Finding]:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from cfrbench.published import NET_TITLES, PaperValue, paper_value
-from cfrbench.report import frames
+from cfrbench.report import frames, repeats
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 MISSING = "–"
 SPREAD = "± is the sample standard deviation, of the seeds' means or of the cases within a seed."
+REPEATED = "± is the sample standard deviation: of the cases within a repetition, or of the means of what is repeated."
 #: how tables call a fine-tuner; others print their name
 TUNE_TITLES = {
     "lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA", "decoder-only": "decoder only (MedSAM v1)",
@@ -64,7 +65,7 @@ def comparison(cases: pd.DataFrame, facts: Facts) -> Table:
         "Gain (Dice)": [_gain(row, gained) for row in rows],
         "Paper's Dice": [_paper_text(paper) for paper in papers],
     }
-    notes = (*_measured(summary), *empty_notes(rows, facts), *standing_notes(rows, facts),
+    notes = (*_measured(summary), *repeats.notes(cases, facts), *empty_notes(rows, facts), *standing_notes(rows, facts),
              *_paper_notes(rows, papers, facts))  # fmt: skip
     return filled(heading(facts), columns, notes)
 
@@ -75,6 +76,8 @@ def quality(rows: Sequence[Row], facts: Facts) -> dict[str, list[str]]:
         "Dice (%)": [dice_text(row) for row in rows],
         "± seeds": [number(row["dice_std_seeds"]) for row in rows],
         "± cases": [number(row["dice_std_cases"]) for row in rows],
+        "± choices": [number(row["dice_std_choices"]) for row in rows],
+        "± folds": [number(row["dice_std_folds"]) for row in rows],
         "Jaccard (%)": [number(row["jaccard"]) for row in rows],
         f"ASD ({facts['unit']})": [number(row["asd"]) for row in rows],
         f"95HD ({facts['unit']})": [number(row["hd95"]) for row in rows],
@@ -118,7 +121,7 @@ def _name(row: Row, facts: Facts) -> str:
     if row["ssl"] != frames.SUPERVISED:
         return f"{row['title']} + CFR" if row["variant"] == "cfr" else str(row["title"])
     net = NET_TITLES.get(row["net"], row["net"])
-    everything = row["labels"] == facts["train_cases"]
+    everything = row["labels"] == facts.get("labelled_cases", facts["train_cases"])
     return f"{net}, upper bound, all {row['labels']} labels" if everything else f"{net}, lower bound"
 
 
@@ -167,7 +170,8 @@ def _measured(summary: pd.DataFrame) -> list[str]:
     counts = " or ".join(str(n) for n in sorted(set(tested["n_cases"])))
     seeds = sorted({seed for seeds in tested["seeds"] for seed in seeds})
     named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return [f"Means over {counts} test cases and {named}; {SPREAD}"]
+    spread = REPEATED if {"dice_std_choices", "dice_std_folds"} & set(tested.dropna(axis=1, how="all")) else SPREAD
+    return [f"Means over {counts} test cases and {named}; {spread}"]
 
 
 def empty_notes(rows: list[dict[Hashable, Any]], facts: Facts) -> list[str]:
@@ -189,8 +193,7 @@ def _zero_star(rows: list[dict[Hashable, Any]]) -> list[str]:
 def standing_notes(rows: list[dict[Hashable, Any]], facts: Facts) -> list[str]:
     """Notes that every table carries: the protocol, synthetic data, what the weights may have seen."""
     notes = [f"Protocol: preset {facts['preset']}; {facts['protocol']}."]
-    if facts["split"]:
-        notes.append(f"Split: {facts['split']}")
+    notes += repeats.split_note(facts)
     if facts["synthetic"]:
         notes.append("Phantom: synthetic volumes made from a seed, not patients.")
     if facts["model_note"] and any(row["variant"] != "baseline" for row in rows):
