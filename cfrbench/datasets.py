@@ -148,7 +148,7 @@ def check_source(source: DataSource, on_case: Callable[[str, Volume | None], Non
         fingerprint = source.fingerprint()
     except DataError as error:
         return [Finding("error", str(error))]
-    findings = [Finding("note", f"Split: {split.note.rstrip(".")}.")] if split.note else []
+    findings = [Finding("note", f"Split: {split.note.rstrip('.')}.")] if split.note else []
     images: dict[str, str] = {}
     seen: set[int] = set()
     for case in (*split.train, *split.val, *split.test):

@@ -196,7 +196,10 @@ def _run_stages(planned: Plan, executor: str, jobs: int, observers: tuple[str, .
         options = options | {"jobs": jobs}
     runner = cls(validate(cls.Config, options, f"the options of executor.{cls.name}"))
     seconds = planned.study.settings.training.checkpoint_seconds
-    work: Callable[[StageTask], None] = StageWork(planned.store, planned.study.config.data_root, seconds, observers)
+    content = digest(dict(planned.study.fingerprint))
+    work: Callable[[StageTask], None] = StageWork(
+        planned.store, planned.study.config.data_root, seconds, observers, content
+    )
     failures: dict[str, CfrbenchError] = runner.run(planned.todo, work)
     return failures
 

@@ -23,7 +23,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.write_line(f"golden:   {family} {prefix}* set aside ({count}): {reason}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real volumes (CFRBENCH_DATA, default ../shared/data); skips with a reason where it is absent."""
     folder = Path(os.environ.get("CFRBENCH_DATA", Path(__file__).parents[2] / "shared" / "data"))

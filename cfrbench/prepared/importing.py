@@ -119,8 +119,8 @@ def survey_folder(request: ImportRequest, progress: Progress = _silent) -> Surve
         for case, seen in cases.items():
             odd = sorted(set(seen.counts) - set(labels.values))
             if odd:
-                bad[case] = (f"{_label_of(found, case)} holds the values {', '.join(map(str, odd[:8]))}, which have no "
-                             f"name in {found.layout} ({labels.stated()}). Name them with --labels-map.")  # fmt: skip
+                bad[case] = (f"{_label_of(found, case)} holds {', '.join(map(str, odd[:8]))}, which dataset.json does "
+                             f"not name ({labels.stated()}). Name every value with --labels-map.")  # fmt: skip
     return Survey(found, cases, labels, bad)
 
 
@@ -151,7 +151,10 @@ def _label_of(found: Found, case: str) -> Path | None:
 
 def _refusal(bad: Mapping[str, str], total: int) -> DataError:
     if len(bad) == 1 < total:
-        return DataError(f"{next(iter(bad.values()))} Or leave the case out with --skip-bad.")
+        reason = next(iter(bad.values()))
+        known = "leave the case out" in reason
+        return DataError(reason.removesuffix(".") + " (--skip-bad)." if known else f"{reason} Or leave the case out "
+                         "with --skip-bad.")  # fmt: skip
     told = " ".join(f"({n}) {reason}" for n, reason in enumerate(list(bad.values())[:_TOLD], 1))
     more = f" ({len(bad) - _TOLD} more are like these or other.)" * (len(bad) > _TOLD)
     advice = " Correct them, or leave them out with --skip-bad." * (len(bad) < total)
