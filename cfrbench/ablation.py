@@ -22,6 +22,8 @@ from cfrbench.config import Frozen, RunConfig, digest, parse_value, validate
 from cfrbench.contracts import ConcatStrategy, FineTuner, FoundationModel, StageTask
 from cfrbench.errors import CfrbenchError, ConfigError, UsageError
 from cfrbench.layouts import contents, slices_per_step
+from cfrbench.matrix import budget
+from cfrbench.prepared.leaks import SIGNATURES, refuse_leaks
 from cfrbench.recipes import Cell, Study, check_fit, study_of, with_data_root
 from cfrbench.store import Store
 
@@ -126,7 +128,11 @@ def request_of(
 def plan(request: Ablation, store: Path) -> AblationPlan:
     """Work out variants, cells and stages; ConfigError or UsageError if no variant can be. Nothing is computed."""
     request = request.model_copy(update={"base": with_data_root(request.base, store)})
+    if request.base.folds or request.base.label_seeds:
+        raise UsageError("`cfrbench ablate` compares variants on the official split. Leave folds and label_seeds away, "
+                         "or give each variant to `cfrbench run` with them.")  # fmt: skip
     study = study_of(request.base)
+    refuse_leaks(study.source, [study.split], study.fingerprint, store / SIGNATURES)
     _check_cases(request, study)
     chains: dict[Cell, list[StageTask]] = {}
     about, refused = [], {}
@@ -258,7 +264,7 @@ def _check_cases(request: Ablation, study: Study) -> None:
 def _budget(study: Study) -> int:
     if len(study.config.labels) != 1:
         raise ConfigError(f"An ablation has one budget of labels, not {len(study.config.labels)}. Give one --labels.")
-    return sweep.budget(study, study.config.labels[0])
+    return budget(study, study.config.labels[0])
 
 
 def _cell(request: Ablation, study: Study, variant: Variant, seed: int) -> Cell:

@@ -189,6 +189,9 @@ class RunConfig(Frozen):
     preset: PresetName = "quick"
     baseline: bool = True
     bounds: bool = Field(True, description="train the supervised lower and upper bounds too")
+    folds: int = Field(0, ge=0, description="cross-validate in so many folds; 0 = the official split")
+    fold_seed: int = Field(0, ge=0)
+    label_seeds: tuple[int, ...] = Field((), description="draw the labelled cases with each seed; () = the first ones")
     set: dict[str, Any] = {}
 
     def settings(self, recommended: Mapping[str, Any]) -> Settings:

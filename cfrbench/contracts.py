@@ -152,10 +152,7 @@ class ConcatStrategy(_Configured):
         return canvas
 
     def input_side(self, shape: Triple, input_size: int) -> int:
-        """Side of the image the encoder is to take: the model's own ``input_size``, unless the strategy is about it.
-
-        Another side builds the model anew for it (`FoundationModel.resized`).
-        """
+        """Side of the image the encoder takes: the model's ``input_size``; for another it is built anew."""
         return input_size
 
     @abstractmethod
@@ -304,10 +301,7 @@ class SSLMethod(nn.Module, ABC):
         """Compute the losses of one batch; called in train mode, before the update."""
 
     def fit_to(self, crop: Triple) -> None:
-        """Called once, before training, with the sides of the crops: build here what depends on them.
-
-        ConfigError, with sides that fit, if the method cannot cut such crops up.
-        """
+        """Called once, before training: build what depends on the crops' sides; ConfigError, with what fits."""
 
     def after_update(self, progress: Progress) -> None:
         """Called after the optimiser's update with the same progress as `step` (moving averages ...)."""
@@ -381,9 +375,16 @@ class DataSource(_Configured):
     def fingerprint(self) -> Mapping[str, str]:
         """Case id -> SHA-256 of what `load` would read; part of every key, and how duplicates are found."""
 
+    def patients(self) -> Mapping[str, str]:
+        """Case id -> patient, where that is known: cross-validation keeps the cases of a patient in one fold."""
+        return {}
+
+    def without_label(self) -> frozenset[str]:
+        """Training cases that have no label: they are never labelled ones, nor in a fold that is tested."""
+        return frozenset()
+
     def signatures(self) -> Mapping[str, NDArray[Any]] | None:
-        """Case id -> signature (`cfrbench.prepared.copies`), if known without reading images: they stop a run in which
-        a test image trains under another name, flipped or turned."""
+        """Case id -> signature (`cfrbench.prepared.copies`), by which leaks are found; None: a run reads all images."""
         return None
 
     @abstractmethod

@@ -30,6 +30,7 @@ class Finding:
 
     level: Literal["error", "note"]
     message: str
+    cases: tuple[str, ...] = ()  # whom it concerns; empty = the whole set
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -112,9 +113,10 @@ def refuse_duplicates(fingerprint: Mapping[str, str]) -> None:
                         "across the lists it leaks test data: keep one name of each.")  # fmt: skip
 
 
-def check_source(source: DataSource) -> list[Finding]:
+def check_source(source: DataSource, on_case: Callable[[str, Volume | None], None] | None = None) -> list[Finding]:
     """Look at every case: lists, files, shapes, labels, duplicates, leakage. Collects findings, raises nothing of them.
 
+    ``on_case`` is shown each volume that was read, or None in place of one that could not be.
     An empty result means that a run on this source will not be stopped or spoilt by its data.
     """
     try:
@@ -122,14 +124,18 @@ def check_source(source: DataSource) -> list[Finding]:
         fingerprint = source.fingerprint()
     except DataError as error:
         return [Finding("error", str(error))]
-    findings = [Finding("note", f"Partial set: {split.note}.")] if split.note else []
+    findings = [Finding("note", f"Split: {split.note.rstrip('.')}.")] if split.note else []
     images: dict[str, str] = {}
     seen: set[int] = set()
     for case in (*split.train, *split.val, *split.test):
         try:
             volume = source.load(case)
         except DataError as error:
-            findings.append(Finding("error", str(error)))
+            findings.append(Finding("error", str(error), (case,)))
+            volume = None
+        if on_case is not None:
+            on_case(case, volume)
+        if volume is None:
             continue
         # A volume that was saved again has other bytes: the voxels tell.
         images[case] = hashlib.sha256(volume.image.numpy().tobytes()).hexdigest()
@@ -141,9 +147,10 @@ def check_source(source: DataSource) -> list[Finding]:
 
 def _label_findings(case: str, volume: Volume) -> list[Finding]:
     if volume.label is None:
-        return [Finding("note", f"{case} has no label: it can only serve as an unlabelled training case.")]
+        return [Finding("note", f"{case} has no label: it can only serve as an unlabelled training case.", (case,))]
     if not bool(volume.label.any()):
-        return [Finding("note", f"{case}: the label is background everywhere. Check that it belongs to the image.")]
+        return [Finding("note", f"{case}: the label is background everywhere. Check that it belongs to the image.",
+                        (case,))]  # fmt: skip
     return []
 
 
@@ -159,7 +166,7 @@ def _duplicate_findings(split: Split, groups: Sequence[tuple[str, ...]]) -> list
             len(roles) > 1
         )
         message = f"{' = '.join(group)}: one volume under several names.{leak} Keep one of them."
-        findings.append(Finding("error", message))
+        findings.append(Finding("error", message, group))
     return findings
 
 

@@ -30,7 +30,8 @@ def explain(config: RunConfig, store: Path, wanted: Mapping[str, Any]) -> Iterat
 
 def choices(planned: Plan) -> str:
     """The cells of a plan in a few words."""
-    return "; ".join(f"{c.ssl} {c.variant}, {c.labels} labels, seed {c.seed}" for c in planned.chains)
+    where = {c: f", fold {c.fold}" * bool(c.fold) + f", choice {c.choice}" * bool(c.choice) for c in planned.chains}
+    return "; ".join(f"{c.ssl} {c.variant}, {c.labels} labels, seed {c.seed}{where[c]}" for c in planned.chains)
 
 
 def _stage(home: Store, task: StageTask) -> Iterator[str]:

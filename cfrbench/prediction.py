@@ -23,15 +23,20 @@ Chosen = dict[str, Any]
 def choose_cell(record: Mapping[str, Any], wanted: Mapping[str, Any]) -> Chosen:
     """The one trained model of a run that ``wanted`` names; UsageError with the choices if it is not one."""
     cells = [cell for cell in record["cells"] if cell["variant"] != "pseudo-label"]
-    hits = [cell for cell in cells if all(cell[k] == v for k, v in wanted.items() if v is not None)]
+    hits = [cell for cell in cells if all(cell.get(k, "") == v for k, v in wanted.items() if v is not None)]
     if len(hits) == 1:
         chosen: Chosen = hits[0]
         return chosen
-    listed = "; ".join(
-        f"--ssl {c['ssl']} --labels {c['labels']} --seed {c['seed']} --variant {c['variant']}" for c in hits or cells
-    )
+    listed = "; ".join(_options(cell) for cell in hits or cells)
     problem = "matches no model" if not hits else "matches several models"
     raise UsageError(f"The request {problem} of the run {record['name']}. Choose one: {listed}.")
+
+
+def _options(cell: Mapping[str, Any]) -> str:
+    """The options that choose a cell."""
+    names = {"ssl": "ssl", "labels": "labels", "seed": "seed", "variant": "variant", "fold": "fold",
+             "choice": "label-seed"}  # fmt: skip
+    return " ".join(f"--{option} {cell[key]}" for key, option in names.items() if cell.get(key, "") != "")
 
 
 def open_model(store: Path, reference: str, wanted: Mapping[str, Any]) -> tuple[nn.Module, Bench]:

@@ -40,12 +40,16 @@ class Cell:
     unlabelled: int
     seed: int
     cases: int | None = None  # pseudo-label cells: only the first so many unlabelled cases; None = all
+    fold: str = ""  # "2/5"; "" = the official split
+    choice: str = ""  # seed of the choice of labelled cases; "" = the first of the list
+    split: str = ""  # the first 12 digits of the hash of its lists
 
     @property
     def words(self) -> str:
-        """``MT + CFR · 1 label · seed 0``."""
+        """``MT + CFR · 1 label · seed 0``, and fold and choice of labels where there are several."""
         name = f"{self.title} + CFR" if self.variant == "cfr" else self.title
-        return f"{name} · {self.labels} label{'s' if self.labels != 1 else ''} · seed {self.seed}"
+        where = f" · fold {self.fold}" * bool(self.fold) + f" · choice {self.choice}" * bool(self.choice)
+        return f"{name} · {self.labels} label{'s' if self.labels != 1 else ''} · seed {self.seed}{where}"
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,10 @@ class Study:
         """This study with other plug-ins and settings on the same data."""
         config = _with_net(config, self.source)
         return _checked(replace(self, config=config, settings=_settings(config, self.source), _made={}))
+
+    def on(self, split: Split) -> Study:
+        """This study on other lists of the same cases."""
+        return replace(self, split=split, _made={})
 
     @property
     def crop(self) -> Triple:
@@ -239,6 +247,12 @@ def open_source(name: str, root: Path | None, values: Mapping[str, Any]) -> Data
     options = override(Settings(), values).options.get(f"data.{cls.name}", {})
     source: DataSource = cls(validate(cls.Config, options, f"the options of data.{cls.name}"), root)
     return source
+
+
+def find_source(name: str, root: Path | None, values: Mapping[str, Any], store: Path) -> DataSource:
+    """The data set called ``name``: a plug-in, or one that was imported into the ``store``; PluginError if neither."""
+    config = with_data_root(validate(RunConfig, {"dataset": name, "data_root": root}, "the command line"), store)
+    return open_source(name, config.data_root, values)
 
 
 def _data_plugin(name: str, root: Path | None) -> str:

@@ -25,8 +25,8 @@ from cfrbench.tuning import Labeller
 if TYPE_CHECKING:
     from torch import nn
 
-# Benches hold decoded volumes; one process keeps them for all its stages.
-_BENCHES: dict[str, Bench] = {}
+# Benches hold decoded volumes; one process keeps them for all its stages, by content of the data and by settings.
+_BENCHES: dict[tuple[str, str], Bench] = {}
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class StageWork:
     data_root: Path | None
     checkpoint_seconds: float = 20.0
     observers: tuple[str, ...] = field(default=())
+    content: str = ""  # hash of the data set's files: after they have changed, nothing of them is taken from memory
 
     def __call__(self, task: StageTask) -> None:
         """Make sure the artifact of ``task`` exists; a second process waits for the first instead of working."""
@@ -102,12 +103,13 @@ class Run:
                 merged[name] = merged.get(name, {}) | section
         settings = Settings.model_validate(merged)
         data = self.recipe["data"]
-        bench_key = canonical([data, merged, str(self.work.data_root)])
+        content = self.work.content
+        bench_key = content, canonical([data, merged, str(self.work.data_root)])
         if bench_key not in _BENCHES:
             source = make("data", data, self.work.data_root)
             bench = Bench.of(source, settings)
-            for other in _BENCHES.values():  # the same volumes on the same grid are decoded once
-                if other.settings.grid == settings.grid and type(other.source) is type(source) \
+            for (held, _), other in _BENCHES.items():  # the same volumes on the same grid are decoded once
+                if held == content and other.settings.grid == settings.grid and type(other.source) is type(source) \
                         and other.source.config == source.config and other.source.root == source.root:  # fmt: skip
                     bench.library.share(other.library)
             _BENCHES[bench_key] = bench
@@ -315,8 +317,10 @@ def run_score(run: Run) -> Mapping[str, Any]:
     """Score label maps against the stored truth; the only stage that opens the labels of unlabelled cases."""
     import pandas as pd
 
-    masks = read_labels(run.upstream(run.recipe["from"]).path(STORED))
     bench = run.bench()
+    bare = bench.source.without_label()  # nothing can be said of their pseudo-labels
+    found = read_labels(run.upstream(run.recipe["from"]).path(STORED))
+    masks = {case: mask for case, mask in found.items() if case not in bare}
     run.started(len(masks))
     rows: list[Recipe] = []
     for number, (case, mask) in enumerate(masks.items()):

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from cfrbench import registry
 from cfrbench.config import PRESET_WORDS, RunConfig, Settings, Triple, digest, read_toml, validate
 from cfrbench.contracts import StageTask
-from cfrbench.errors import CfrbenchError, ConfigError, Skipped, UsageError
-from cfrbench.recipes import SCORES, Cell, Study, check_fit, study_of, with_data_root
+from cfrbench.errors import CfrbenchError, Skipped, UsageError
+from cfrbench.matrix import Repeat, cells_of, labelled_total, repeats_of, split_facts, split_words
+from cfrbench.prepared.leaks import SIGNATURES, Looking, refuse_leaks, unseen
+from cfrbench.recipes import SCORES, Cell, Study, study_of, with_data_root
 from cfrbench.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SUPERVISED = "supervised"
 #: memory of one stage by preset: LiteMedSAM and small volumes, or SAM ViT-B on canvases of 1024
 JOB_GIB = {"quick": 3.0, "paper": 12.0}
 
@@ -33,10 +34,11 @@ class Plan:
     reused: int
     name: str
     store: Path
+    repeats: tuple[Repeat, ...] = ()
 
     def facts(self) -> dict[str, Any]:
         """What the record of the run and its tables say about it."""
-        return facts(self.study)
+        return facts(self.study, self.repeats or repeats_of(self.study))
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Result:
 
         return {
             "rows": frames.json_rows(self.table(), self.facts["unit"]),
+            "splits": self.facts.get("splits", []),
             "stages": {"trained": self.trained, "reused": self.reused},
             "seconds": round(self.seconds, 3),
             "failures": self.failures,
@@ -83,13 +86,18 @@ def run(
     return execute(plan(request, Path(store)), executor=executor, jobs=jobs, observer=observer)
 
 
-def plan(config: RunConfig, store: Path) -> Plan:
-    """Work out cells and stages; the store says what is already done. Nothing is computed."""
+def plan(config: RunConfig, store: Path, looking: Looking = unseen) -> Plan:
+    """Work out cells and stages; the store says what is already done. Nothing is computed.
+
+    Images of which no signature is known are read once, to find copies between lists; ``looking`` hears of each.
+    """
     config = with_data_root(config, store)
     study = study_of(config)
-    chains = {cell: study.chain(cell) for cell in _cells(study)}
+    repeats = repeats_of(study)
+    refuse_leaks(study.source, [r.split for r in repeats], study.fingerprint, store / SIGNATURES, looking)
+    chains = {cell: own.chain(cell) for cell, own in cells_of(repeats).items()}
     todo, reused = missing(chains.values(), Store(store))
-    return Plan(study, chains, todo, reused, _run_name(study.config), store)
+    return Plan(study, chains, todo, reused, _run_name(study.config), store, repeats)
 
 
 def missing(chains: Iterable[Sequence[StageTask]], home: Store) -> tuple[tuple[StageTask, ...], int]:
@@ -131,62 +139,12 @@ def _in_order(todo: dict[str, StageTask]) -> tuple[StageTask, ...]:
     return tuple(done.values())
 
 
-def _cells(study: Study) -> list[Cell]:
-    config, total = study.config, len(study.split.train)
-    budgets = [budget(study, label) for label in config.labels]
-    methods = [registry.load("ssl", name) for name in dict.fromkeys(config.ssl)]
-    guided = [m for m in methods if m.uses_unlabelled]
-    cells: list[Cell] = []
-    for seed in dict.fromkeys(config.seeds):
-        bounds = dict.fromkeys([*budgets, total]) if config.bounds or SUPERVISED in config.ssl else {}
-        cells += [_cell(SUPERVISED, "baseline", n, total, seed) for n in bounds]
-        for labels in dict.fromkeys(budgets):
-            if guided and labels == total:
-                raise ConfigError(f"With {labels} of {total} training cases labelled, nothing is left unlabelled for "
-                                  f"{', '.join(m.name for m in guided)}. Ask for fewer labels.")  # fmt: skip
-            for method in guided:
-                variants = ("baseline", "cfr") if config.baseline else ("cfr",)
-                cells += [_cell(method.name, variant, labels, total, seed) for variant in variants]
-            if guided:
-                cells.append(_pseudo_cell(study, labels, total, seed))
-    if guided:
-        _check_pair(study)
-    return cells
-
-
-def _check_pair(study: Study) -> None:
-    tuner = registry.load("tune", study.config.tune)()
-    model = registry.load("model", study.config.model_name)()
-    check_fit(tuner, model)
-
-
-def _cell(name: str, variant: str, labels: int, total: int, seed: int) -> Cell:
-    method = registry.load("ssl", name)
-    unlabelled = total - labels if method.uses_unlabelled else 0
-    return Cell(name, method.title, variant, labels, unlabelled, seed)
-
-
-def _pseudo_cell(study: Study, labels: int, total: int, seed: int) -> Cell:
-    model = registry.load("model", study.config.model_name)
-    return Cell("none", f"{model.title} + {study.config.tune}", "pseudo-label", labels, total - labels, seed)
-
-
-def budget(study: Study, label: int | str) -> int:
-    """A number of labelled cases; ``scarce`` and ``moderate`` are the data set's own."""
-    if isinstance(label, int):
-        study.split.labelled(label)
-        return label
-    if label not in study.source.budgets:
-        known = ", ".join(study.source.budgets) or "none"
-        raise ConfigError(f"'{label}' is not a budget of {study.source.title}. Give a number, or one of: {known}.")
-    count = study.source.budgets[label]
-    study.split.labelled(count)
-    return count
-
-
 def _run_name(config: RunConfig) -> str:
     methods = "-".join(config.ssl)[:40]
-    return f"{config.dataset}-{methods}-{digest(config)[:8]}".replace(":", ".").replace("/", ".")
+    # A request that does not ask for them is named as before there were any.
+    unasked = {name for name in ("folds", "fold_seed", "label_seeds") if not getattr(config, name)}
+    named = config.model_dump(mode="json", exclude=unasked)
+    return f"{config.dataset}-{methods}-{digest(named)[:8]}".replace(":", ".").replace("/", ".")
 
 
 def execute(
@@ -253,7 +211,10 @@ def _run_stages(planned: Plan, executor: str, jobs: int, observers: tuple[str, .
         options = options | {"jobs": jobs}
     runner = cls(validate(cls.Config, options, f"the options of executor.{cls.name}"))
     seconds = planned.study.settings.training.checkpoint_seconds
-    work: Callable[[StageTask], None] = StageWork(planned.store, planned.study.config.data_root, seconds, observers)
+    content = digest(dict(planned.study.fingerprint))
+    work: Callable[[StageTask], None] = StageWork(
+        planned.store, planned.study.config.data_root, seconds, observers, content
+    )
     failures: dict[str, CfrbenchError] = runner.run(planned.todo, work)
     return failures
 
@@ -310,7 +271,7 @@ def recall(reference: str, store: Path) -> Result:
     return _result(record["name"], record, home)
 
 
-def facts(study: Study) -> dict[str, Any]:
+def facts(study: Study, repeats: Sequence[Repeat]) -> dict[str, Any]:
     """What a table must say about itself: data set, split, preset, protocol, notes of the weights."""
     config, settings = study.config, study.settings
     model = registry.load("model", config.model_name)
@@ -318,9 +279,13 @@ def facts(study: Study) -> dict[str, Any]:
         "dataset": config.dataset,
         "title": study.source.title,
         "synthetic": study.source.synthetic,
-        "split": study.split.note,
-        "train_cases": len(study.split.train),
-        "test_cases": len(study.split.test),
+        "split": split_words(study, repeats),
+        "splits": split_facts(repeats),
+        "train_cases": len(repeats[0].split.train),
+        "labelled_cases": labelled_total(repeats),
+        "test_cases": len(study.split.test)
+        if not config.folds
+        else sum(len(split.test) for split in {repeat.fold: repeat.split for repeat in repeats}.values()),
         "classes": list(study.source.class_names),
         "preset": config.preset,
         "preset_words": PRESET_WORDS[config.preset],

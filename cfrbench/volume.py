@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from cfrbench.config import digest
 from cfrbench.errors import DataError
 
 #: label value that no loss counts; for padding only
@@ -109,6 +110,11 @@ class Split:
         if not self.train or not self.test:
             empty = "train" if not self.train else "test"
             raise DataError(f"The {empty} list is empty. Name at least one case in it.")
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the lists: numbers of equal splits are comparable, whatever the files are called or packed in."""
+        return digest([self.train, self.val, self.test])
 
     def labelled(self, budget: int) -> tuple[str, ...]:
         """The first ``budget`` training cases; DataError if there are not as many."""

@@ -37,8 +37,8 @@ def test_the_slice_is_the_one_with_most_truth() -> None:
 def test_a_finished_run_can_be_drawn(tmp_path: Path) -> None:
     result = cfrbench.run(ssl=("mt",), labels=(1,), preset="smoke", set=SMALL, store=tmp_path / "store", bounds=False)
     output = tmp_path / "sub" / "picture.png"
-    case = montage.draw_run("latest", tmp_path / "store", output, ssl=None, labels=None, seed=None)
+    case = montage.draw_run("latest", tmp_path / "store", output, {})
     assert case in set(result.cases["case"])
     assert output.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UsageError, match="labels"):
-        montage.draw_run("latest", tmp_path / "store", output, ssl="mt", labels=2, seed=None)
+        montage.draw_run("latest", tmp_path / "store", output, {"ssl": "mt", "labels": 2})

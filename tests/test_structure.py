@@ -33,10 +33,11 @@ FLOORS = [
     pipeline
     artifact published
     store report
-    recipes
+    recipes matrix
     stages
     sweep ablation
-    reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition cards
+    reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue \
+    exhibition cards
     cli
     """.strip().splitlines()
 ]

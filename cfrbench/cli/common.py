@@ -12,6 +12,8 @@ from cfrbench.errors import ConfigError
 
 DEFAULT_STORE = Path("cfrbench-store")
 StoreOption = Annotated[Path, typer.Option(help="Folder of finished stages.", envvar="CFRBENCH_STORE")]
+FoldOption = Annotated[str | None, typer.Option(help="Which fold, e.g. 2/5.")]
+ChoiceOption = Annotated[str | None, typer.Option("--label-seed", help="Which choice of labelled cases.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 

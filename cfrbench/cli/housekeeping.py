@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cfrbench.cli import app
-from cfrbench.cli.common import DEFAULT_STORE, JsonOption, StoreOption
+from cfrbench.cli.common import DEFAULT_STORE, ChoiceOption, FoldOption, JsonOption, StoreOption
 
 
 @app.command(epilog="Example:  cfrbench explain latest --ssl mt --labels 1 --variant cfr")
@@ -18,12 +18,15 @@ def explain(
     labels: Annotated[int | None, typer.Option(help="Only this budget.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
     variant: Annotated[str | None, typer.Option(help="baseline, cfr or pseudo-label.")] = None,
+    fold: FoldOption = None,
+    label_seed: ChoiceOption = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Say for each stage of a cell whether it would be reused, and if not, what differs from the nearest one."""
     from cfrbench import explanation, sweep
 
-    wanted = {"ssl": ssl, "labels": labels, "seed": seed, "variant": variant}
+    wanted = {"ssl": ssl, "labels": labels, "seed": seed, "variant": variant, "fold": fold,
+              "choice": label_seed}  # fmt: skip
     config = sweep.read_config(run, store)
     for line in explanation.explain(config, store, {k: v for k, v in wanted.items() if v is not None}):
         typer.echo(line)

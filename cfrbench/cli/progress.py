@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -191,6 +191,20 @@ def watch(*, quiet: bool) -> Iterator[object | None]:
             yield display
     else:
         yield PlainLines(console)
+
+
+@contextmanager
+def looking() -> Iterator[Callable[[int, int], None]]:
+    """A bar, on a terminal, while images are read that nobody has looked at; it goes when all are known."""
+    console = Console(stderr=True)
+    with Progress(transient=True, console=console, disable=not console.is_terminal) as bars:
+        tasks: list[TaskID] = []
+
+        def show(done: int, total: int) -> None:
+            tasks[:] = tasks or [bars.add_task("looking for copies of test images", total=total)]
+            bars.update(tasks[0], completed=done)
+
+        yield show
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from rich.table import Column
 from rich.table import Table as RichTable
 
 from cfrbench.cli import app
-from cfrbench.cli.common import DEFAULT_STORE, JsonOption, StoreOption, parse_names
+from cfrbench.cli.common import DEFAULT_STORE, ChoiceOption, FoldOption, JsonOption, StoreOption, parse_names
 
 if TYPE_CHECKING:
     from cfrbench.report.tables import Table
@@ -75,12 +75,15 @@ def picture(
     ssl: Annotated[str | None, typer.Option(help="Which method.  [default: the first]")] = None,
     labels: Annotated[int | None, typer.Option(help="Which budget.  [default: the first]")] = None,
     seed: Annotated[int | None, typer.Option(help="Which seed.  [default: the first]")] = None,
+    fold: FoldOption = None,
+    label_seed: ChoiceOption = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Draw image, truth, baseline and CFR twin on the test case of median gain."""
     from cfrbench import montage
 
-    case = montage.draw_run(run, store, output, ssl=ssl, labels=labels, seed=seed)
+    wanted = {"ssl": ssl, "labels": labels, "seed": seed, "fold": fold, "choice": label_seed}
+    case = montage.draw_run(run, store, output, wanted)
     typer.echo(f"{output}: case {case}")
 
 

@@ -22,6 +22,10 @@ Examples:
 
     cfrbench run --dataset la --data-root DIR --ssl mt --labels 1 --seeds 3
 
+    cfrbench run --ssl mt --labels 1 --label-seeds 5
+
+    cfrbench run --dataset mine --ssl mt --labels 4 --folds 5
+
     cfrbench run --ssl mt --labels 1 --set training.steps=1800 --dry-run
 """
 
@@ -40,6 +44,11 @@ def run(
     net: Annotated[str | None, typer.Option(help="Segmenter.  [default: the data set's, mostly vnet]")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds: 0 .. N-1.  [default: 1]")] = None,
     seed_list: Annotated[str | None, typer.Option(help="These seeds, comma-separated.")] = None,
+    label_seeds: Annotated[
+        int | None, typer.Option(help="Draw the labelled cases anew, with seeds 0 .. N-1, instead of the first ones.")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate in N folds, instead of the official split.")] = None,
+    fold_seed: Annotated[int | None, typer.Option(help="Of the folds.  [default: 0]")] = None,
     preset: Annotated[PresetName | None, typer.Option(help="smoke, quick or paper.  [default: quick]")] = None,
     config: Annotated[str | None, typer.Option(help="A TOML file or a RUN to start from; options win.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.steps=1800.")] = None,
@@ -67,12 +76,15 @@ def run(
     start = sweep.read_config(config, store) if config else RunConfig()
     request = _request(start, ssl=parse_names(ssl), labels=parse_labels(labels), dataset=dataset, concat=concat,
                        tune=tune, model=model, net=net, preset=preset, seeds=parse_seeds(seeds, seed_list),
+                       label_seeds=tuple(range(label_seeds)) if label_seeds is not None else None, folds=folds,
+                       fold_seed=fold_seed,
                        data_root=data_root.expanduser().absolute() if data_root else None,
                        baseline=False if no_baseline else None, bounds=False if no_bounds else None,
                        set={**parse_set(set_), "pseudo.mode": pseudo, "training.guidance_weight": guidance_weight,
                             "scoring.backend": scoring, "compute.device": device, "compute.threads": threads,
                             "compute.precision": precision})  # fmt: skip
-    planned = sweep.plan(request, store)
+    with progress.looking() as look:
+        planned = sweep.plan(request, store, look)
     if dry_run:
         progress.show_plan(planned, as_json)
     else:

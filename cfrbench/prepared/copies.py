@@ -25,6 +25,7 @@ _STEP = 24.0  # levels of a signature in one standard deviation
 _SLAB_BYTES = 2**26
 _PARTS = 16
 _PAIRS = 4096  # pairs that are compared at a time
+_ROWS = 1024  # signatures that are held against all others at a time
 
 Signature = NDArray[np.int8]
 
@@ -68,8 +69,6 @@ def decode(text: str) -> Signature:
 
 def find_copies(signatures: Sequence[Signature] | NDArray[np.int8]) -> list[tuple[int, int, float]]:
     """Pairs ``(i, j, correlation)`` of copies, i < j. Constant images, whose signature is 0, are copies of none."""
-    from scipy.spatial import cKDTree
-
     if len(signatures) < 2:
         return []
     rows = np.stack(list(signatures)).astype(np.float32)
@@ -80,14 +79,24 @@ def find_copies(signatures: Sequence[Signature] | NDArray[np.int8]) -> list[tupl
     # Sorted values do not change when axes are turned. Means of 16 parts of them lie no further apart than the rows:
     # |parts|^2 * (1728 / 16) <= |rows|^2 = 2 (1 - correlation), so this net loses no copy.
     parts = np.sort(rows, axis=1).reshape(len(rows), _PARTS, -1).mean(2)
-    radius = float(np.sqrt(2 * (1 - SAME) * _PARTS / LENGTH)) * 1.001
-    near = cKDTree(parts).query_pairs(radius, output_type="ndarray")
+    near = _nearer(parts, float(np.sqrt(2 * (1 - SAME) * _PARTS / LENGTH)) * 1.001)
     scores = np.concatenate(
         [_alike(rows, near[n : n + _PAIRS]) for n in range(0, len(near), _PAIRS)] or [np.empty(0, np.float32)]
     )
     hits = np.flatnonzero(scores >= SAME)
     pairs = np.sort(known[near[hits]], axis=1)
     return sorted((int(i), int(j), float(score)) for (i, j), score in zip(pairs, scores[hits], strict=True))
+
+
+def _nearer(points: NDArray[np.float32], radius: float) -> NDArray[np.intp]:
+    """Pairs ``(n, 2)`` of rows, the smaller number first, that lie no further apart than ``radius``."""
+    squares = np.square(points).sum(1)
+    found = [np.empty((0, 2), np.intp)]
+    for low in range(0, len(points), _ROWS):
+        apart = squares[low : low + _ROWS, None] + squares[None, low:] - 2 * points[low : low + _ROWS] @ points[low:].T
+        i, j = np.nonzero(np.triu(apart <= radius**2, 1))
+        found.append(np.stack([i, j], 1) + low)
+    return np.concatenate(found)
 
 
 def _alike(rows: NDArray[np.float32], pairs: NDArray[Any]) -> NDArray[np.float32]:

@@ -89,7 +89,10 @@ def prepared(
 def refusal(bad: Mapping[str, str], total: int) -> DataError:
     """The error that tells why so many of ``total`` cases cannot be used."""
     if len(bad) == 1 < total:
-        return DataError(f"{next(iter(bad.values()))} Or leave the case out with --skip-bad.")
+        reason = next(iter(bad.values()))
+        known = "leave the case out" in reason
+        return DataError(reason.removesuffix(".") + " (--skip-bad)." if known else f"{reason} Or leave the case out "
+                         "with --skip-bad.")  # fmt: skip
     told = " ".join(f"({n}) {reason}" for n, reason in enumerate(list(bad.values())[:_TOLD], 1))
     more = f" ({len(bad) - _TOLD} more are like these or other.)" * (len(bad) > _TOLD)
     advice = " Correct them, or leave them out with --skip-bad." * (len(bad) < total)

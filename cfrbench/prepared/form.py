@@ -116,6 +116,7 @@ class SetRecord(Frozen):
     protocol: dict[str, dict[str, Any]] = Field(default_factory=dict)
     cases: dict[str, str]  # case -> fingerprint
     patients: dict[str, str] = Field(default_factory=dict)
+    unlabelled: tuple[str, ...] = ()  # training cases that have no label
     left_out: dict[str, str] = Field(default_factory=dict)
     made: dict[str, Any] = Field(default_factory=dict)
 

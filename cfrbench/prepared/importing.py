@@ -107,8 +107,8 @@ def survey_folder(request: ImportRequest, progress: Progress = silent) -> Survey
         for case, seen in cases.items():
             odd = sorted(set(seen.counts) - set(labels.values))
             if odd:
-                bad[case] = (f"{_label_of(found, case)} holds the values {', '.join(map(str, odd[:8]))}, which have no "
-                             f"name in {found.layout} ({labels.stated()}). Name them with --labels-map.")  # fmt: skip
+                bad[case] = (f"{_label_of(found, case)} holds {', '.join(map(str, odd[:8]))}, which dataset.json does "
+                             f"not name ({labels.stated()}). Name every value with --labels-map.")  # fmt: skip
     return Survey(found, cases, labels, bad)
 
 

@@ -151,7 +151,8 @@ def seal(folder: Path, record: SetRecord, cases: Sequence[CaseRecord]) -> Prepar
                         "been prepared. Take them off the lists, or add their files.")  # fmt: skip
     kept = {case: by_name[case].fingerprint for case in listed}
     patients = {case: by_name[case].patient for case in listed}
-    whole = record.model_copy(update={"cases": kept, "patients": patients})
+    bare = tuple(case for case in listed if by_name[case].label is None)
+    whole = record.model_copy(update={"cases": kept, "patients": patients, "unlabelled": bare})
     buffer = io.BytesIO()
     np.save(buffer, np.stack([copies.decode(by_name[case].signature) for case in kept]))
     write_atomic(folder / SIGNATURES, buffer.getvalue())

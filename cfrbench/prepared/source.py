@@ -67,6 +67,14 @@ class PreparedSource(DataSource):
         """Hash of each case's arrays and voxel size, from the manifest: of the content, not of its place."""
         return dict(self.prepared.record.cases)
 
+    def patients(self) -> Mapping[str, str]:
+        """Patient of each case, from the manifest."""
+        return dict(self.prepared.record.patients)
+
+    def without_label(self) -> frozenset[str]:
+        """Training cases without a label, from the manifest."""
+        return frozenset(self.prepared.record.unlabelled)
+
     def signatures(self) -> Mapping[str, NDArray[Any]] | None:
         """Signature of each case, from the set."""
         return self.prepared.signatures()

@@ -1,7 +1,8 @@
 """What the scores of a run show: each gain with its uncertainty, the rows of each budget ranked. Frames in, frames out.
 
 Rows are paired by seed, case and class; what one of them lacks is left out of both. A case's difference is the mean
-over its classes, then over the seeds; cases are the unit of the tests, and each test of a table counts for Holm.
+over its classes, then over the seeds (with several choices of labelled cases: over "choice/seed"); cases are the unit of
+the tests, and each test of a table counts for Holm.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Paired:
     """Differences of two cells ``(seeds, cases)``, their seeds and cases; ``dropped`` cases were not in both."""
 
     differences: Array
-    seeds: tuple[int, ...]
+    seeds: tuple[int | str, ...]
     cases: tuple[str, ...]
     dropped: int
 
@@ -44,7 +45,14 @@ def paired(left: pd.DataFrame, right: pd.DataFrame, metric: str = "dice") -> Pai
 
 
 def _scores(cell: pd.DataFrame, metric: str) -> pd.Series[float]:
-    return cell[cell["metric"] == metric].set_index(["seed", "case", "class"])["value"]
+    return _repeats(cell[cell["metric"] == metric]).set_index(["seed", "case", "class"])["value"]
+
+
+def _repeats(cases: pd.DataFrame) -> pd.DataFrame:
+    """Another choice of labelled cases is a repeat as another seed is; folds test other cases, so they are none."""
+    if "choice" not in cases or not cases["choice"].ne("").any():
+        return cases
+    return cases.assign(seed=cases["choice"].astype(str) + "/" + cases["seed"].astype(str))
 
 
 def described(pair: Paired, metric: str = "dice") -> dict[Any, Any]:
@@ -102,7 +110,7 @@ class Group:
 
     rows: tuple[dict[Any, Any], ...]
     values: Array
-    seeds: tuple[int, ...]
+    seeds: tuple[int | str, ...]
 
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Each two rows, the upper one first."""
@@ -119,7 +127,7 @@ def groups(cases: pd.DataFrame, metric: str = "dice") -> list[Group]:
 
     Bounds are left out: they are no competitors. Scores are means over the classes, seeds and cases that all rows have.
     """
-    rivals = cases[(cases["ssl"] != frames.SUPERVISED) & (cases["metric"] == metric)]
+    rivals = _repeats(cases[(cases["ssl"] != frames.SUPERVISED) & (cases["metric"] == metric)])
     keys = ["labels", *(["protocol"] if "protocol" in cases else [])]
     found = []
     for _, budget in rivals.groupby([rivals["variant"] == "pseudo-label", *keys], sort=True):

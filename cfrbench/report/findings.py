@@ -217,7 +217,8 @@ def _kept_seeds(rows: Sequence[Mapping[Hashable, Any]]) -> list[str]:
         return []
     seeds = sorted({seed for row in rows for seed in row["seeds"]})
     few = "" if len(seeds) > 1 else " One seed says nothing about other seeds."
-    named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    what = "choice of labels and seed" if isinstance(seeds[0], str) else f"seed{'s' * (len(seeds) > 1)}"
+    named = f"{what} {', '.join(map(str, seeds))}"
     return [f"Gains and tests are of {named}, paired by case; wins are cases better/worse with CFR.{few}"]
 
 

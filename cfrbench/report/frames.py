@@ -17,8 +17,10 @@ from cfrbench.errors import DataError
 METRICS = ("dice", "jaccard", "asd", "hd95")
 #: one point of a sweep without its seed; ``labels`` and ``unlabelled`` count cases
 CELL = ("dataset", "concat", "model", "tune", "net", "ssl", "title", "variant", "labels", "unlabelled")
-#: ``empty``: "" or which mask was empty: "prediction", "truth", "both"
-COLUMNS = (*CELL, "seed", "case", "class", "metric", "value", "empty")
+#: what a cell is repeated over: folds ("2/5"), choices of the labelled cases (their seed), seeds; "" = the official one
+REPEATS = ("fold", "choice", "seed")
+#: ``empty``: "" or which mask was empty: "prediction", "truth", "both". ``split``: hash of the lists, 12 digits
+COLUMNS = (*CELL, *REPEATS, "split", "case", "class", "metric", "value", "empty")
 VARIANTS = ("baseline", "cfr", "pseudo-label")
 SUPERVISED = "supervised"
 EMPTIES = ("prediction", "truth", "both")
@@ -27,10 +29,12 @@ EMPTIES = ("prediction", "truth", "both")
 def tidy(scores: pd.DataFrame, cell: Mapping[str, Any]) -> pd.DataFrame:
     """Turn the scores of one cell (columns case, class, empty and one per metric) into the tidy frame.
 
-    ``cell`` gives a value for each of `CELL` and the seed; supervised cells have ``unlabelled`` 0.
+    ``cell`` gives a value for each of `CELL`, the seed, and perhaps fold, choice and split; supervised cells have
+    ``unlabelled`` 0.
     """
     long = scores.melt(["case", "class", "empty"], list(METRICS), var_name="metric", value_name="value")
     constant = {name: cell[name] for name in (*CELL, "seed")}
+    constant |= {name: cell.get(name, "") for name in ("fold", "choice", "split")}
     return long.astype({"value": float}).assign(**constant)[list(COLUMNS)]
 
 
@@ -41,13 +45,14 @@ def nothing() -> pd.DataFrame:
 
 
 def summary(cases: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
-    """One row per cell: means over cases, then classes, then seeds.
+    """One row per cell: means over cases, then classes, then seeds, choices of labels, and folds.
 
     ``order`` names the SSL methods as asked for; without it they stand as they first appear in ``cases``.
 
     For each metric: ``dice``; ``dice_std_seeds``, the sample deviation of the seeds' means (NaN for one seed);
     ``dice_std_cases``, that of the cases (their mean over classes) within a seed, averaged over seeds, as the official
-    testers report it (ddof 1). Further: ``seeds`` (tuple), ``n_cases``, ``n_scores`` (seeds x cases x classes),
+    testers report it (ddof 1); ``dice_std_choices`` and ``dice_std_folds``, those of the choices' means within
+    a fold and of the folds' means. Further: ``seeds`` (tuple), ``n_cases``, ``n_scores`` (repeats x cases x classes),
     ``empty_prediction``, ``empty_truth``, ``empty_both`` (how many of these), ``never_found`` (no class of any case was
     predicted although there was one). Rows: supervised bounds, methods (baseline before cfr), pseudo-labels. If
     ``cases`` says the ``protocol`` of each score, so does the row; DataError if a row would mix two.
@@ -60,7 +65,7 @@ def summary(cases: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
 def per_class(cases: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
     """One row per cell and class: each metric's mean over cases, then seeds, and the counts of `summary`."""
     keys = [*CELL, "class"]
-    means = _wide(_mean(_mean(cases, [*keys, "metric", "seed"]), [*keys, "metric"]), keys)
+    means = _wide(_mean(_mean(cases, [*keys, "metric", *REPEATS]), [*keys, "metric"]), keys)
     table = pd.concat([means, _counts(cases, keys), *_protocols(cases, keys)], axis=1).reset_index()
     as_in_data = list(cases["class"].unique())
     table = table.sort_values("class", key=lambda names: names.map(as_in_data.index), kind="stable")
@@ -109,12 +114,23 @@ def _mean(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return frame.groupby(keys, as_index=False)[["value"]].mean()
 
 
+def _std(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    return frame.groupby(keys, as_index=False)[["value"]].std()
+
+
 def _means(cases: pd.DataFrame) -> pd.DataFrame:
     keys = [*CELL, "metric"]
-    of_seeds = _mean(_mean(cases, [*keys, "seed", "class"]), [*keys, "seed"])  # over cases, then over classes
-    of_cases = _mean(cases, [*keys, "seed", "case"]).groupby([*keys, "seed"], as_index=False)[["value"]].std()
-    by_seed = of_seeds.groupby(keys, as_index=False)[["value"]]
-    columns = {"": by_seed.mean(), "_std_seeds": by_seed.std(), "_std_cases": _mean(of_cases, keys)}
+    of_seeds = _mean(_mean(cases, [*keys, *REPEATS, "class"]), [*keys, *REPEATS])  # over cases, then over classes
+    of_cases = _std(_mean(cases, [*keys, *REPEATS, "case"]), [*keys, *REPEATS])
+    of_choices = _mean(of_seeds, [*keys, "fold", "choice"])
+    of_folds = _mean(of_choices, [*keys, "fold"])
+    columns = {
+        "": _mean(of_folds, keys),
+        "_std_seeds": _mean(_std(of_seeds, [*keys, "fold", "choice"]), keys),
+        "_std_cases": _mean(of_cases, keys),
+        "_std_choices": _mean(_std(of_choices, [*keys, "fold"]), keys),
+        "_std_folds": _std(of_folds, keys),
+    }
     return pd.concat([_wide(frame, list(CELL)).add_suffix(suffix) for suffix, frame in columns.items()], axis=1)
 
 
@@ -123,7 +139,7 @@ def _wide(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def _counts(cases: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    scores = cases.drop_duplicates([*keys, "seed", "case", "class"])
+    scores = cases.drop_duplicates([*keys, *REPEATS, "case", "class"])
     flags = scores.assign(**{f"empty_{kind}": scores["empty"] == kind for kind in EMPTIES})
     groups = flags.groupby(keys)
     counts = groups[[f"empty_{kind}" for kind in EMPTIES]].sum()

@@ -57,16 +57,23 @@ def draw(image: NDArray[Any], masks: Mapping[str, NDArray[Any]], title: str, pat
 
 @dataclass(frozen=True)
 class Panel:
-    """A canvas ``(S, S)`` with the truth on it and, if there is one, a prediction; 255 is no class."""
+    """A canvas ``(S, S)``, or a slice, with truth and prediction on it where there are any; 255 is no class.
+
+    aspect: height of a pixel in widths.
+    """
 
     title: str
     image: NDArray[Any]
     truth: NDArray[Any] | None = None
     prediction: NDArray[Any] | None = None
+    aspect: float = 1.0
 
 
-def draw_canvases(panels: Sequence[Panel], title: str, path: Path) -> None:
-    """Write a PNG of canvases, four in a row: predictions as coloured lines, the truth as dashed white ones."""
+def draw_canvases(panels: Sequence[Panel], title: str, path: Path, class_names: Sequence[str] = ()) -> None:
+    """Write a PNG of canvases, four in a row: predictions as coloured lines, the truth as dashed white ones.
+
+    ``class_names``, background first, explain the colours.
+    """
     columns = min(4, len(panels))
     rows = math.ceil(len(panels) / columns)
     with figure((3.4 * columns, 0.5 + 3.6 * rows), title, path) as sheet:
@@ -75,12 +82,21 @@ def draw_canvases(panels: Sequence[Panel], title: str, path: Path) -> None:
             if panel is None:
                 continue
             low, high = np.percentile(panel.image, (1, 99))
-            axis.imshow(panel.image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+            axis.imshow(panel.image, cmap="gray", vmin=low, vmax=high, interpolation="nearest", aspect=panel.aspect)
             axis.set_title(panel.title, fontsize=9)
             if panel.prediction is not None:
                 _contours(axis, panel.prediction)
             if panel.truth is not None:
                 _contours(axis, panel.truth, dashed=True)
+        if class_names:
+            _legend(sheet, class_names)
+
+
+def _legend(sheet: Any, class_names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=COLOURS[n % len(COLOURS)], label=name) for n, name in enumerate(class_names[1:])]
+    sheet.legend(handles=lines, loc="outside lower center", ncols=min(len(lines), 5), fontsize=8)
 
 
 @contextmanager

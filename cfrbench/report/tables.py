@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from cfrbench.published import NET_TITLES, PaperValue, paper_value
-from cfrbench.report import evidence, frames, wording
+from cfrbench.report import evidence, frames, repeats, wording
 
 MISSING = "–"
 FOREIGN = " †"
 SPREAD = "± is the sample standard deviation, of the seeds' means or of the cases within a seed."
+REPEATED = "± is the sample standard deviation: of the cases within a repetition, or of the means of what is repeated."
 #: how tables call a fine-tuner; others print their name
 TUNE_TITLES = {
     "lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA", "decoder-only": "decoder only (MedSAM v1)",
@@ -76,7 +77,8 @@ def comparison(cases: pd.DataFrame, facts: Facts) -> Table:
     }
     found = evidence.gains(cases)
     notes = (*wording.gains_sentence(found, evidence.detectable(evidence.groups(cases))), *_measured(summary),
-             *empty_notes(rows, facts), *standing_notes(rows, facts), *_paper_notes(rows, papers, facts))  # fmt: skip
+             *repeats.notes(cases, facts), *empty_notes(rows, facts), *standing_notes(rows, facts),
+             *_paper_notes(rows, papers, facts))  # fmt: skip
     heads = dict(zip(frames.METRICS, [head for head in quality([], facts) if "±" not in head], strict=True))
     marks = [mark for metric, head in heads.items() for mark in best_marks(rows, metric, head)]
     return filled(heading(facts), columns, notes, [*marks, *_significant(rows, found)])
@@ -88,6 +90,8 @@ def quality(rows: Sequence[Row], facts: Facts) -> dict[str, list[str]]:
         "Dice (%)": [dice_text(row) for row in rows],
         "± seeds": [number(row["dice_std_seeds"]) for row in rows],
         "± cases": [number(row["dice_std_cases"]) for row in rows],
+        "± choices": [number(row["dice_std_choices"]) for row in rows],
+        "± folds": [number(row["dice_std_folds"]) for row in rows],
         "Jaccard (%)": [number(row["jaccard"]) for row in rows],
         f"ASD ({facts['unit']})": [number(row["asd"]) for row in rows],
         f"95HD ({facts['unit']})": [number(row["hd95"]) for row in rows],
@@ -179,7 +183,7 @@ def _named(row: Row, facts: Facts) -> str:
     if row["ssl"] != frames.SUPERVISED:
         return f"{row['title']} + CFR" if row["variant"] == "cfr" else str(row["title"])
     net = NET_TITLES.get(row["net"], row["net"])
-    everything = row["labels"] == facts["train_cases"]
+    everything = row["labels"] == facts.get("labelled_cases", facts["train_cases"])
     return f"{net}, upper bound, all {row['labels']} labels" if everything else f"{net}, lower bound"
 
 
@@ -232,7 +236,8 @@ def _measured(summary: pd.DataFrame) -> list[str]:
     counts = " or ".join(str(n) for n in sorted(set(tested["n_cases"])))
     seeds = sorted({seed for seeds in tested["seeds"] for seed in seeds})
     named = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-    return [f"Means over {counts} test cases and {named}; {SPREAD}"]
+    spread = REPEATED if {"dice_std_choices", "dice_std_folds"} & set(tested.dropna(axis=1, how="all")) else SPREAD
+    return [f"Means over {counts} test cases and {named}; {spread}"]
 
 
 def empty_notes(rows: Sequence[Row], facts: Facts) -> list[str]:
@@ -258,8 +263,7 @@ def standing_notes(rows: Sequence[Row], facts: Facts) -> list[str]:
     notes += [f"{FOREIGN.strip()} Of another protocol, not comparable: {other}." for other in others]
     if facts.get("missing"):
         notes.append(f"Not finished, rows or seeds are missing: {'; '.join(facts['missing'])}.")
-    if facts["split"]:
-        notes.append(f"Split: {facts['split']}")
+    notes += repeats.split_note(facts)
     if facts["synthetic"]:
         notes.append("Phantom: synthetic volumes made from a seed, not patients.")
     if facts["model_note"] and any(row["variant"] != "baseline" for row in rows):
