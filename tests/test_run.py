@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cfrbench
-from cfrbench.cli import app, data, evaluate, housekeeping, plugins, predict, report, run  # noqa: F401
+from cfrbench.cli import app, compare, data, evaluate, housekeeping, plugins, predict, report, run  # noqa: F401
 from cfrbench.errors import CfrbenchError
 
 SMALL = {"data.phantom.train": 4, "data.phantom.test": 2, "data.phantom.shape": (32, 32, 16)}
@@ -98,6 +98,9 @@ def test_reports_runs_and_explanations_read_the_store(store: Path) -> None:
         (("report", "latest"), "MT"),
         (("report", "latest", "--format", "markdown"), "| MT"),
         (("report", "latest", "--format", "csv"), "MT"),
+        (("report", "latest", "--format", "latex", "--tables", "gains,costs"), "Predict (s)"),
+        (("compare", "latest", "latest", "--format", "markdown"), "+0.00"),
+        (("compare", "latest", "latest", "--json"), '"protocol_differs": {"a": [], "b": []}'),
         (("runs",), "phantom"),
         (("explain", "latest"), "reused"),
         (("clean",), "could go"),
