@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,22 @@ def test_reports_runs_and_explanations_read_the_store(store: Path) -> None:
         done = call(*arguments, "--store", str(store))
         assert done.exit_code == 0, done.output
         assert word in done.output
+
+
+def test_a_report_names_what_is_not_finished_and_a_comparison_what_only_one_side_has(
+    store: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(store, half)
+    record = json.loads(next((half / "runs").glob("phantom-mt-acmt*.json")).read_text(encoding="utf-8"))
+    cell = next(one for one in record["cells"] if (one["ssl"], one["variant"], one["labels"]) == ("mt", "cfr", 2))
+    shutil.rmtree(half / "score" / cell["score"])
+    done = call("report", record["name"], "--format", "markdown", "--store", str(half))
+    assert done.exit_code == 0, done.output
+    assert "Not finished, rows or seeds are missing: MT + CFR, 2 labels, seed 0." in done.output
+    done = call("compare", record["name"], record["name"], "--format", "markdown", "--store", str(store),
+                "--other-store", str(half))  # fmt: skip
+    assert "Only in A: MT + CFR (2/2)" in done.output
 
 
 def test_a_dry_run_computes_nothing(tmp_path: Path) -> None:
