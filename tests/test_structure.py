@@ -36,8 +36,8 @@ FLOORS = [
     recipes matrix
     stages
     sweep ablation
-    reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue \
-    exhibition cards
+    reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
+    cards
     cli
     """.strip().splitlines()
 ]

@@ -12,8 +12,8 @@ import pandas as pd
 
 from cfrbench.errors import DataError, UsageError
 from cfrbench.report import evidence, frames, statistics, tables, wording
-from cfrbench.report.findings import metric_words, p_text, signed, wins_text
-from cfrbench.report.tables import FOREIGN, MISSING, Facts, Mark, Row, Table, filled, number
+from cfrbench.report.findings import certainty, metric_words, signed
+from cfrbench.report.tables import FOREIGN, Facts, Mark, Row, Table, filled, number
 
 MEAN = "mean of classes"
 #: what makes two rows the same one, if both sides state it
@@ -240,12 +240,7 @@ def table_of(found: Comparison) -> Table:
         "A": [number(row["a"]) for row in rows],
         "B": [number(row["b"]) for row in rows],
         "B - A": [signed(row["difference"]) for row in rows],
-        "other cases": [wording.interval(row, "cases", 2) or MISSING for row in rows],
-        "other seeds": [wording.interval(row, "seeds", 2) or MISSING for row in rows],
-        "both": [wording.interval(row, "both", 2) or MISSING for row in rows],
-        "Wins": [wins_text(row) for row in rows],
-        "p": [p_text(row["p"]) for row in rows],
-        "p (Holm)": [p_text(row["p_holm"]) for row in rows],
+        **certainty(rows),
     }
     marks = [Mark(place, "B - A", "significant") for place, row in enumerate(rows) if row["p_holm"] < evidence.ALPHA]
     return filled(f"{tables.heading(facts)}, {metric_words(found.metric, facts)} of two runs", columns,
