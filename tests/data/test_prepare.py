@@ -1,4 +1,4 @@
-"""`data prepare` on tiny raw and community files: steps against plain re-tellings of the originals, resuming, errors."""
+"""`data prepare` on tiny raw and community files: steps against retellings of the originals, resuming, errors."""
 
 from __future__ import annotations
 
@@ -127,9 +127,8 @@ def test_mact_is_cut_to_its_boxes_and_keeps_the_papers_organs(tmp_path: Path) ->
     for raw, column in ((1, 1), (3, 2), (4, 3), (5, 4), (6, 5), (7, 6), (11, 7), (14, 8)):
         expected[inside == raw] = column
     stored = arrays(done, "tcia-0001")[1]
-    assert np.array_equal(
-        stored[::-1, ::-1], expected
-    )  # the table counts from right and front, arrays from left and back
+    # The table counts from right and front, arrays from left and back.
+    assert np.array_equal(stored[::-1, ::-1], expected)
     done.prepared.write_label("tcia-0001", stored, tmp_path / "back.nii.gz")
     back = np.asarray(nib.load(tmp_path / "back.nii.gz").dataobj)  # type: ignore[no-untyped-call, attr-defined]
     assert np.array_equal(back[2:20, 3:17, 1:11], expected)
