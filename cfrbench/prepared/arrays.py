@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cfrbench.config import Frozen, Triple
 from cfrbench.errors import DataError
-from cfrbench.prepared.nifti import nib
+from cfrbench.prepared.nifti import LIMIT_GIB, nib, require_size
 from cfrbench.prepared.writing import CaseJob, RawCase
 from cfrbench.scan_steps import Spacing
 
@@ -72,7 +72,11 @@ def _member(path: Path, file: Any, name: str) -> NDArray[Any]:
     if not isinstance(file.get(name), h5py.Dataset):
         raise DataError(f"{path} has no array '{name}'; it holds {', '.join(sorted(file)) or 'nothing'}. "
                         "A case needs the members 'image' and 'label'.")  # fmt: skip
-    return _numbers(path, np.asarray(file[name][()]), f"the member '{name}'")
+    data = file[name]
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or data.external:
+        raise DataError(f"{path}: the member '{name}' lies in another file. Store it in this one.")
+    require_size(path, data.size * data.dtype.itemsize, data.shape, data.dtype, LIMIT_GIB, packed=True)
+    return _numbers(path, np.asarray(data[()]), f"the member '{name}'")
 
 
 def read_npy(path: Path) -> NDArray[Any]:

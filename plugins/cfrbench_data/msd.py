@@ -50,7 +50,7 @@ class Decathlon(PublicSource):
     modality = "as the task says"
     licence = "CC BY-SA 4.0"
     origin = "http://medicaldecathlon.com"
-    class_names = ("background", "foreground")
+    class_names: ClassVar[tuple[str, ...]] = ("background", "foreground")
     budgets: ClassVar = {"scarce": 1}
     layouts = (Layout("nifti", ("image", ("imagesTr/{case}",)), read_pair, Reading(),
                       {"label": ("../labelsTr/{case}",)}, ready=True),)  # fmt: skip

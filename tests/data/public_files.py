@@ -12,7 +12,26 @@ import nrrd
 import numpy as np
 from numpy.typing import NDArray
 
+from cfrbench import registry
+from cfrbench.prepared.preparing import Done, PrepareRequest, prepare_set
+
 Array = NDArray[Any]
+
+
+def opened(name: str, root: Path | None = None, **options: Any) -> Any:
+    """A data set on a folder."""
+    cls = registry.load("data", name)
+    return cls(cls.Config(**options), root)
+
+
+def prepare(name: str, raw: Path, folder: Path, **how: Any) -> Done:
+    """Prepare in this process."""
+    return prepare_set(PrepareRequest(opened(name, raw), folder, **how))
+
+
+def arrays(done: Done, case: str) -> tuple[Any, Any]:
+    """Image and label of a prepared case."""
+    return np.asarray(done.prepared.image(case)), np.asarray(done.prepared.label(case))
 
 
 def scan(number: int, shape: tuple[int, ...] = (24, 20, 12), classes: int = 2) -> tuple[Array, Array]:

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
-from cfrbench import registry
 from cfrbench.config import PRESETS, Settings, override
 from cfrbench.errors import DataError
 from cfrbench.published import published
 from tests.data.la_files import write_h5
-from tests.data.public_files import scan, write_lists, write_nifti, write_nrrd, write_task
+from tests.data.public_files import opened, scan, write_lists, write_nifti, write_nrrd, write_task
 
 SETS = ("la", "brats19", "btcv", "mact", "acdc", "hippocampus", "msd")
 SPLITS = {"la": (80, 0, 20), "brats19": (250, 25, 60), "btcv": (18, 0, 12), "mact": (70, 0, 20), "acdc": (70, 10, 20)}
-
-
-def opened(name: str, root: Path | None = None, **options: Any) -> Any:
-    """A data set on a folder."""
-    cls = registry.load("data", name)
-    return cls(cls.Config(**options), root)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,6 +218,22 @@ def test_without_a_folder_every_set_says_where_to_get_it(name: str) -> None:
         opened(name).split()
     assert "\n" not in str(error.value)
     assert opened(name).origin in str(error.value)
+
+
+def test_an_h5_file_neither_leads_elsewhere_nor_unpacks_without_end(tmp_path: Path) -> None:
+    image, label = scan(0, classes=14)
+    write_h5(tmp_path / "0008.h5", image=image, label=label)
+    with h5py.File(tmp_path / "0031.h5", "w") as file:
+        file["image"] = h5py.ExternalLink(str(tmp_path / "0008.h5"), "image")
+        file["label"] = label
+    with h5py.File(tmp_path / "0007.h5", "w") as file:
+        file.create_dataset("image", (4000, 4000, 4000), np.float32, chunks=(100, 100, 100))
+        file["label"] = label
+    source = opened("btcv", tmp_path)
+    with pytest.raises(DataError, match=r"0031\.h5: the member 'image' lies in another file"):
+        source.load("0031")
+    with pytest.raises(DataError, match=r"0007\.h5 announces"):
+        source.load("0007")
 
 
 def test_raw_files_are_not_taken_for_prepared_ones(tmp_path: Path) -> None:

@@ -73,7 +73,10 @@ def test_brats_sample_is_prepared_to_its_brain_with_the_whole_tumour(data_folder
     steps = {"crop": "above-minimum", "normalise": "zscore-above-minimum"}
     source = opened("brats19", data_folder / "samples" / "brats_deepmedic")
     done = prepare_set(PrepareRequest(source, tmp_path / "set", steps=steps))
-    boxes = {"brats_2013_pat0004_1": ((56, 54, 10), (185, 210, 140)), "brats_2013_pat0006_1": ((46, 42, 0), (191, 179, 145))}
+    boxes = {
+        "brats_2013_pat0004_1": ((56, 54, 10), (185, 210, 140)),
+        "brats_2013_pat0006_1": ((46, 42, 0), (191, 179, 145)),
+    }
     tumour = {"brats_2013_pat0004_1": 120_674, "brats_2013_pat0006_1": 217_380}
     for case, (start, stop) in boxes.items():
         record = done.prepared.case(case)
