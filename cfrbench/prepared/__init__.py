@@ -8,6 +8,9 @@
     reading     a prepared set: opened lazily, cropped from the map, label maps put back on their first grid
     source      the prepared set as a `DataSource`, and sets found by name in a store
     pairs, splits, proposals, importing     anybody's folder of NIfTI files becomes a prepared set
+    folds       cross-validation, and other choices of the labelled cases
+    leaks       stops a run in which one image trains and is tested
+    inspection  a whole look at a data set: a verdict on every case
 
 Importing this package imports no torch: the processes that write start at once.
 """
