@@ -33,9 +33,7 @@ Examples:
 @app.command(epilog=EXAMPLES)
 def run(
     ssl: Annotated[str | None, typer.Option(help="SSL methods, comma-separated.  [default: mt]")] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Labelled cases: numbers, or scarce, moderate.  [default: 1]")
-    ] = None,
+    labels: Annotated[str | None, typer.Option(help="Labelled cases: N,..., scarce, moderate.  [default: 1]")] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set.  [default: phantom]")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
     concat: Annotated[str | None, typer.Option(help="Concatenation strategy.  [default: grid]")] = None,
@@ -44,10 +42,8 @@ def run(
     net: Annotated[str | None, typer.Option(help="Segmenter.  [default: the data set's, mostly vnet]")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds: 0 .. N-1.  [default: 1]")] = None,
     seed_list: Annotated[str | None, typer.Option(help="These seeds, comma-separated.")] = None,
-    label_seeds: Annotated[
-        int | None, typer.Option(help="Draw the labelled cases anew, with seeds 0 .. N-1, instead of the first ones.")
-    ] = None,
-    folds: Annotated[int | None, typer.Option(help="Cross-validate in N folds, instead of the official split.")] = None,
+    label_seeds: Annotated[int | None, typer.Option(min=1, help="Draw labelled cases with seeds 0 .. N-1.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Cross-validate in N folds; 0: the official split.")] = None,
     fold_seed: Annotated[int | None, typer.Option(help="Of the folds.  [default: 0]")] = None,
     preset: Annotated[PresetName | None, typer.Option(help="smoke, quick or paper.  [default: quick]")] = None,
     config: Annotated[str | None, typer.Option(help="A TOML file or a RUN to start from; options win.")] = None,
@@ -61,9 +57,7 @@ def run(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; part of what makes numbers equal.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp32-fast, bf16, fp16.")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Stages at a time.  [default: what the machine has room for]")
-    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Stages at a time.  [default: what there is room for]")] = None,
     executor: Annotated[str, typer.Option(help="Where stages run.")] = "local",
     log: Annotated[str | None, typer.Option(help="More observers, comma-separated, e.g. tensorboard.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
@@ -76,19 +70,26 @@ def run(
     start = sweep.read_config(config, store) if config else RunConfig()
     request = _request(start, ssl=parse_names(ssl), labels=parse_labels(labels), dataset=dataset, concat=concat,
                        tune=tune, model=model, net=net, preset=preset, seeds=parse_seeds(seeds, seed_list),
-                       label_seeds=tuple(range(label_seeds)) if label_seeds is not None else None, folds=folds,
-                       fold_seed=fold_seed,
+                       label_seeds=parse_seeds(label_seeds, None), folds=folds, fold_seed=fold_seed,
                        data_root=data_root.expanduser().absolute() if data_root else None,
                        baseline=False if no_baseline else None, bounds=False if no_bounds else None,
                        set={**parse_set(set_), "pseudo.mode": pseudo, "training.guidance_weight": guidance_weight,
                             "scoring.backend": scoring, "compute.device": device, "compute.threads": threads,
                             "compute.precision": precision})  # fmt: skip
-    with progress.looking() as look:
-        planned = sweep.plan(request, store, look)
+    planned = _plan(request, store)
     if dry_run:
         progress.show_plan(planned, as_json)
     else:
         _execute(planned, executor, jobs, parse_names(log) or (), as_json)
+
+
+def _plan(request: RunConfig, store: Path) -> Plan:
+    """The plan, a bar shown while images are read that nobody has looked at."""
+    from cfrbench import sweep
+    from cfrbench.cli import progress
+
+    with progress.looking() as look:
+        return sweep.plan(request, store, look)
 
 
 def _execute(planned: Plan, executor: str, jobs: int | None, observers: tuple[str, ...], as_json: bool) -> None:

@@ -11,6 +11,9 @@
     pairs, splits, proposals, importing     anybody's folder of NIfTI files becomes a prepared set
     nrrd, arrays    the other files of the field: NRRD, HDF5, .npy
     places, public, preparing               a public data set, in any layout it is passed around in, likewise
+    folds       cross-validation, and other choices of the labelled cases
+    leaks       stops a run in which one image trains and is tested
+    inspection  a whole look at a data set: a verdict on every case
 
 Importing this package imports no torch: the processes that write start at once.
 """

@@ -18,7 +18,7 @@ from cfrbench.prepared.importing import ImportRequest, import_folder
 from cfrbench.prepared.inspection import inspect, rows_of
 from cfrbench.prepared.source import ImportedSource
 from tests.data.la_files import FOLDER, case_arrays, make_root, write_h5
-from tests.data_import.damages import nifti_folder, save, volume
+from tests.data_import.sound_files import nifti_folder, save, volume
 
 PHANTOM = ("--set", "data.phantom.train=3", "--set", "data.phantom.test=1", "--set", "data.phantom.shape=[16,16,16]")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_import import damages
+from tests.data_import import damages, sound_files
 from tests.data_import.damages import DAMAGES, Damage, told
 
 DOCS = Path(__file__).parents[2] / "docs" / "damage.md"
@@ -18,7 +18,9 @@ ALL = pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Synthetic sound files for each kind of data."""
-    return {where: damages.sound(where, tmp_path_factory.mktemp(where)) for where in ("import", "check", "prepared")}
+    return {
+        where: sound_files.sound(where, tmp_path_factory.mktemp(where)) for where in ("import", "check", "prepared")
+    }
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +34,9 @@ def real(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> dict[st
     cases = sorted((data_folder / "la" / "2018LA_Seg_Training Set").iterdir())
     for case, source in zip("abc", cases, strict=False):
         (home / "h5" / case).mkdir(parents=True)
-        shutil.copy(source / "mri_norm2.h5", home / "h5" / damages.H5.format(case))
-    prepared = damages.prepared_folder(home / "prepared", home / "nifti")
-    return {"import": home / "nifti", "check": damages.with_lists(home / "h5"), "prepared": prepared}
+        shutil.copy(source / "mri_norm2.h5", home / "h5" / sound_files.H5.format(case))
+    prepared = sound_files.prepared_folder(home / "prepared", home / "nifti")
+    return {"import": home / "nifti", "check": sound_files.with_lists(home / "h5"), "prepared": prepared}
 
 
 def masked(text: str) -> str:

@@ -17,7 +17,8 @@ from cfrbench.errors import CfrbenchError, DataError, UsageError
 from cfrbench.prepared.importing import ImportRequest, import_folder
 from cfrbench.prepared.listing import list_folder
 from cfrbench.prepared.reading import PreparedSet
-from tests.data_import.damages import DAMAGES, nifti_folder, save, volume
+from tests.data_import.damages import DAMAGES
+from tests.data_import.sound_files import nifti_folder, save, volume
 
 nib: Any = nibabel
 SMALL = {"training.patch": (16, 16, 16), "tuning.patch": (16, 16, 16)}

@@ -16,7 +16,7 @@ from cfrbench.errors import DataError
 from cfrbench.prepared import copies
 from cfrbench.prepared.importing import ImportRequest, import_folder
 from cfrbench.prepared.leaks import SIGNATURES
-from tests.data_import.damages import H5, h5_folder, nifti_folder, volume, write_h5
+from tests.data_import.sound_files import H5, h5_folder, nifti_folder, volume, write_h5
 
 TURNS = [(order, flips) for order in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
          for flips in np.ndindex(2, 2, 2)]  # fmt: skip

@@ -20,7 +20,7 @@ from cfrbench.prepared.form import SetRecord
 from cfrbench.prepared.pair_reader import Reading, read_pair
 from cfrbench.prepared.reading import PreparedSet
 from cfrbench.prepared.writing import CaseJob, prepare_case
-from tests.data_import.damages import save
+from tests.data_import.sound_files import save
 
 nib: Any = nibabel
 NAMES = label_maps.of_names({0: "background", 1: "one", 2: "two"})
@@ -57,7 +57,7 @@ def voxels_of(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("axcodes", ORIENTATIONS)
-@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(LABELS, ANGLES, SPACINGS)
 def test_an_imported_label_goes_back_to_its_file(
     tmp_path: Path, axcodes: str, label: Any, degrees: tuple[float, ...], spacing: tuple[float, ...]
@@ -78,7 +78,7 @@ def test_an_imported_label_goes_back_to_its_file(
 
 
 @pytest.mark.parametrize("axcodes", ORIENTATIONS)
-@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(LABELS, ANGLES, SPACINGS)
 def test_a_prediction_lies_on_its_scan(
     tmp_path: Path, axcodes: str, label: Any, degrees: tuple[float, ...], spacing: tuple[float, ...]
