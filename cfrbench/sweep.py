@@ -85,11 +85,15 @@ def run(
 
 def plan(config: RunConfig, store: Path) -> Plan:
     """Work out cells and stages; the store says what is already done. Nothing is computed."""
-    config = with_data_root(config, store)
-    study = study_of(config)
-    chains = {cell: study.chain(cell) for cell in _cells(study)}
+    study = study_of(with_data_root(config, store))
+    return plan_cells(study, _cells(study), _run_name(study.config), store)
+
+
+def plan_cells(study: Study, cells: Iterable[Cell], name: str, store: Path) -> Plan:
+    """The plan of these cells of a study, whose record will be called ``name``."""
+    chains = {cell: study.chain(cell) for cell in cells}
     todo, reused = missing(chains.values(), Store(store))
-    return Plan(study, chains, todo, reused, _run_name(config), store)
+    return Plan(study, chains, todo, reused, name, store)
 
 
 def missing(chains: Iterable[Sequence[StageTask]], home: Store) -> tuple[tuple[StageTask, ...], int]:
@@ -139,34 +143,37 @@ def _cells(study: Study) -> list[Cell]:
     cells: list[Cell] = []
     for seed in dict.fromkeys(config.seeds):
         bounds = dict.fromkeys([*budgets, total]) if config.bounds or SUPERVISED in config.ssl else {}
-        cells += [_cell(SUPERVISED, "baseline", n, total, seed) for n in bounds]
+        cells += [make_cell(SUPERVISED, "baseline", n, total, seed) for n in bounds]
         for labels in dict.fromkeys(budgets):
             if guided and labels == total:
                 raise ConfigError(f"With {labels} of {total} training cases labelled, nothing is left unlabelled for "
                                   f"{', '.join(m.name for m in guided)}. Ask for fewer labels.")  # fmt: skip
             for method in guided:
                 variants = ("baseline", "cfr") if config.baseline else ("cfr",)
-                cells += [_cell(method.name, variant, labels, total, seed) for variant in variants]
+                cells += [make_cell(method.name, variant, labels, total, seed) for variant in variants]
             if guided:
-                cells.append(_pseudo_cell(study, labels, total, seed))
+                cells.append(pseudo_cell(study, labels, total, seed))
     if guided:
-        _check_pair(study)
+        check_pair(study)
     return cells
 
 
-def _check_pair(study: Study) -> None:
+def check_pair(study: Study) -> None:
+    """PluginError if the fine-tuner of a study does not fit its foundation model."""
     tuner = registry.load("tune", study.config.tune)()
     model = registry.load("model", study.config.model_name)()
     check_fit(tuner, model)
 
 
-def _cell(name: str, variant: str, labels: int, total: int, seed: int) -> Cell:
+def make_cell(name: str, variant: str, labels: int, total: int, seed: int) -> Cell:
+    """The cell of an SSL method with ``labels`` of ``total`` training cases labelled."""
     method = registry.load("ssl", name)
     unlabelled = total - labels if method.uses_unlabelled else 0
     return Cell(name, method.title, variant, labels, unlabelled, seed)
 
 
-def _pseudo_cell(study: Study, labels: int, total: int, seed: int) -> Cell:
+def pseudo_cell(study: Study, labels: int, total: int, seed: int) -> Cell:
+    """The cell of the fine-tuned model itself, scored on its pseudo-labels."""
     model = registry.load("model", study.config.model_name)
     return Cell("none", f"{model.title} + {study.config.tune}", "pseudo-label", labels, total - labels, seed)
 

@@ -1,0 +1,257 @@
+"""From a recipe to plans: the data it will really run on, budgets that exist there, what is missing and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cfrbench import ablation, registry, sweep
+from cfrbench.ablation import Ablation, AblationPlan
+from cfrbench.config import PresetName, RunConfig, digest, validate
+from cfrbench.errors import CfrbenchError, UsageError
+from cfrbench.exhibits.recipe import Experiment, Recipe
+from cfrbench.recipes import Cell, Study, study_of, with_data_root
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What is laid over a recipe. In both mappings the key "" stands for every data set that is not named."""
+
+    datasets: Mapping[str, str] = field(default_factory=dict)  # the recipe's data set -> the one to use
+    data_roots: Mapping[str, Path] = field(default_factory=dict)  # the data set that is used -> its folder
+    preset: PresetName | None = None
+    labels: tuple[int | str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    set: Mapping[str, Any] = field(default_factory=dict)
+
+    def dataset(self, name: str) -> str:
+        """The data set used in place of ``name``."""
+        return self.datasets.get(name, self.datasets.get("", name))
+
+    def data_root(self, name: str) -> Path | None:
+        """The folder of a data set that is used."""
+        return self.data_roots.get(name, self.data_roots.get(""))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row that a table should have; ``reason`` says why its cell will not be computed, "" that it is planned."""
+
+    ssl: str
+    title: str
+    variant: str  # as in frames.VARIANTS; an ablation's rows are known by their title alone
+    labels: int | str
+    unlabelled: int | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One experiment, ready to run; without a plan if it cannot be run, then ``reason`` says why."""
+
+    experiment: Experiment
+    config: RunConfig
+    plan: sweep.Plan | None = None
+    rows: tuple[Row, ...] = ()
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A recipe with everything planned; at least one part has a plan."""
+
+    name: str
+    recipe: Recipe
+    parts: tuple[Part, ...]
+
+    @property
+    def planned(self) -> list[sweep.Plan]:
+        """The plans, in the order of the experiments."""
+        return [part.plan for part in self.parts if part.plan is not None]
+
+    @property
+    def missing(self) -> list[str]:
+        """What will not be computed, one sentence each."""
+        whole = [f"{part.config.dataset}: {part.reason}" for part in self.parts if part.reason]
+        rows = [f"{row.title} ({row.labels}): {row.reason}" for part in self.parts for row in part.rows if row.reason]
+        return list(dict.fromkeys([*whole, *rows]))
+
+
+def prepare(name: str, recipe: Recipe, asked: Overrides, store: Path) -> Exhibit:
+    """Plan every experiment of a recipe; UsageError if none of them can be run. Nothing is computed."""
+    parts = tuple(_part(name, recipe, experiment, asked, store) for experiment in _distinct(recipe, asked))
+    if all(part.plan is None for part in parts):
+        reasons = " ".join(dict.fromkeys(part.reason for part in parts))
+        raise UsageError(f"{recipe.title} cannot be made here. {reasons} `--dataset phantom` stands in for any data set.")
+    return Exhibit(name, recipe, parts)
+
+
+def _distinct(recipe: Recipe, asked: Overrides) -> list[Experiment]:
+    """The experiments on the data sets that are used, each once: two data sets may have become one."""
+    found: dict[str, Experiment] = {}
+    for experiment in recipe.experiment:
+        used = experiment.model_copy(update={"dataset": asked.dataset(experiment.dataset)})
+        found.setdefault(digest(used.model_copy(update={"paper_labels": ()})), used)
+    return list(found.values())
+
+
+def _part(name: str, recipe: Recipe, experiment: Experiment, asked: Overrides, store: Path) -> Part:
+    values = {"dataset": experiment.dataset, "data_root": asked.data_root(experiment.dataset), "net": experiment.net,
+              "seeds": asked.seeds or recipe.seeds, "preset": asked.preset or recipe.preset,
+              "labels": asked.labels or experiment.labels, "set": {**experiment.set, **asked.set}}  # fmt: skip
+    config = validate(RunConfig, values, f"the recipe {name}")
+    if experiment.kind != "sweep" and len(config.labels) > 1:
+        raise UsageError(f"{recipe.title} compares under one budget, so --labels takes one number there.")
+    make = _sweep if experiment.kind == "sweep" else _ablation
+    try:
+        config = with_data_root(config, store)
+        return make(name, experiment, study_of(config), asked.labels is None, store)
+    except CfrbenchError as error:
+        return Part(experiment, config, reason=str(error))
+
+
+def _run_name(name: str, kind: str, config: RunConfig, experiment: Experiment) -> str:
+    """``table-3-la-1a2b3c4d``, and the kind where it is an ablation."""
+    words = [name, *([kind] if kind != "sweep" else []), config.dataset, digest([config, experiment])[:8]]
+    return "-".join(words).replace(":", ".").replace("/", ".")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# sweeps
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A number of labelled cases; ``count`` is None where the data have no such budget, then ``reason`` says why."""
+
+    label: int | str
+    count: int | None
+    reason: str = ""
+
+
+def _sweep(name: str, experiment: Experiment, study: Study, own_labels: bool, store: Path) -> Part:
+    budgets, notes = _budgets(experiment, study, own_labels)
+    rows, cells = [], []
+    for seed in dict.fromkeys(study.config.seeds):
+        for row, cell in _rows(experiment, study, budgets, seed):
+            rows.append(row)
+            cells += [] if cell is None else [cell]
+    if not cells:
+        return Part(experiment, study.config, rows=_once(rows), notes=notes, reason=_why(rows))
+    if experiment.guided:
+        sweep.check_pair(study)
+    methods = tuple(dict.fromkeys(cell.ssl for cell in cells if cell.ssl != "none"))
+    counts = tuple(dict.fromkeys(b.count for b in budgets if b.count is not None))
+    bounds = {"bounds": bool(experiment.bounds), "baseline": not experiment.twins_only}
+    config = study.config.model_copy(update={"ssl": methods, "labels": counts, **bounds})
+    run = _run_name(name, "sweep", config, experiment)
+    plan = sweep.plan_cells(study.vary(config), cells, run, store)
+    return Part(experiment, config, plan, _once(rows), notes)
+
+
+def _once(rows: Sequence[Row]) -> tuple[Row, ...]:
+    return tuple(dict.fromkeys(rows))
+
+
+def _why(rows: Sequence[Row]) -> str:
+    return " ".join(dict.fromkeys(row.reason for row in rows if row.reason)) or "Nothing is asked for."
+
+
+def _budgets(experiment: Experiment, study: Study, own_labels: bool) -> tuple[list[Budget], tuple[str, ...]]:
+    """Each budget once, and what differs from the paper's."""
+    found, notes = [], []
+    for place, label in enumerate(study.config.labels):
+        try:
+            budget = Budget(label, sweep.budget(study, label))
+        except CfrbenchError as error:
+            budget = Budget(experiment.paper_budget(place) if own_labels else label, None, str(error))
+        found.append(budget)
+        paper = experiment.paper_budget(place) if own_labels else budget.count
+        if budget.count is not None and paper not in (budget.count, label):
+            notes.append(f"Budget '{label}': {budget.count} labelled cases here, {paper} in the paper.")
+    return list({(b.count, b.label if b.count is None else ""): b for b in found}.values()), tuple(notes)
+
+
+def _rows(experiment: Experiment, study: Study, budgets: Sequence[Budget], seed: int) -> Iterator[tuple[Row, Cell | None]]:
+    """Every row that the recipe asks for with its cell, in the order of tables; no cell where it cannot be."""
+    total = len(study.split.train)
+    one = partial(_row, study, seed=seed)
+    if "lower" in experiment.bounds:
+        yield from (one(sweep.SUPERVISED, "baseline", budget) for budget in budgets)
+    if "upper" in experiment.bounds:
+        yield one(sweep.SUPERVISED, "baseline", Budget(total, total))
+    for method in experiment.methods:
+        twin = method in experiment.guided
+        variants = ["baseline"] * (not (twin and experiment.twins_only)) + ["cfr"] * twin
+        yield from (one(method, variant, budget) for budget in budgets for variant in variants)
+    if experiment.guided:
+        yield from (one("none", "pseudo-label", budget) for budget in budgets)
+
+
+def _row(study: Study, ssl: str, variant: str, budget: Budget, *, seed: int) -> tuple[Row, Cell | None]:
+    """A row and its cell; no cell, and a reason, where budget or method are missing."""
+    total = len(study.split.train)
+    if budget.count is None:
+        return Row(ssl, _title(ssl, study), variant, budget.label, None, budget.reason), None
+    if variant == "pseudo-label":
+        cell = sweep.pseudo_cell(study, budget.count, total, seed)
+    else:
+        try:
+            cell = sweep.make_cell(ssl, variant, budget.count, total, seed)
+        except CfrbenchError as error:
+            return Row(ssl, _title(ssl, study), variant, budget.count, total - budget.count, str(error)), None
+    row = Row(ssl, cell.title, variant, cell.labels, cell.unlabelled)
+    if ssl != sweep.SUPERVISED and budget.count == total:
+        reason = f"With {total} of {total} training cases labelled, nothing is left unlabelled."
+        return Row(row.ssl, row.title, variant, row.labels, 0, reason), None
+    return row, cell
+
+
+def _title(ssl: str, study: Study) -> str:
+    """How tables call a method, as far as it is known."""
+    try:
+        return str(registry.load("ssl", ssl).title) if ssl != "none" else study.config.model_name
+    except CfrbenchError:
+        return ssl
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ablations
+
+
+def _ablation(name: str, experiment: Experiment, study: Study, own_labels: bool, store: Path) -> Part:
+    (budget,), notes = _budgets(experiment, study, own_labels)
+    if budget.count is None:
+        return Part(experiment, study.config, notes=notes, reason=budget.reason)
+    base = study.config.model_copy(update={"labels": (budget.count,)})
+    lost = {row.label: reason for row in experiment.variants if (reason := _absent(row))}
+    variants = tuple(row for row in experiment.variants if row.label not in lost)
+    if experiment.variants and not variants:
+        return Part(experiment, base, notes=notes, reason=" ".join(lost.values()))
+    plan = ablation.plan(Ablation(kind=experiment.kind, base=base, rows=variants), store)  # type: ignore[arg-type]
+    plan = _renamed(plan, _run_name(name, experiment.kind, base, experiment))
+    asked = [row.label for row in experiment.variants] or [*(row["label"] for row in plan.about), *plan.refused]
+    reasons = {**lost, **plan.refused}
+    rows = tuple(Row("none", label, "pseudo-label", budget.count, None, reasons.get(label, "")) for label in asked)
+    return Part(experiment, base, plan, rows, notes)
+
+
+def _absent(row: ablation.Row) -> str:
+    """Why a variant cannot be asked for: the plug-in that it names and nobody has; "" otherwise."""
+    try:
+        for kind in ("concat", "tune", "model"):
+            if (name := getattr(row, kind)) is not None:
+                registry.find(kind, name)
+    except CfrbenchError as error:
+        return str(error)
+    return ""
+
+
+def _renamed(plan: AblationPlan, name: str) -> AblationPlan:
+    from dataclasses import replace
+
+    return replace(plan, name=name)
