@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 #: the label of pixels where nothing stands
 NO_CLASS = 255
+#: sizes of letters as journals print them; letters in a PDF stay letters
+STYLE = {"savefig.dpi": 160, "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
+         "xtick.labelsize": 7, "ytick.labelsize": 7, "pdf.fonttype": 42, "axes.linewidth": 0.7}  # fmt: skip
+#: what would make two files of one drawing differ: program and date
+UNDATED: dict[str, dict[str, None]] = {
+    ".png": {"Software": None}, ".pdf": {"Creator": None, "Producer": None, "CreationDate": None}
+}  # fmt: skip
 
 
 def median_gain_case(cases: pd.DataFrame, ssl: str, labels: int, seed: int) -> str:
@@ -85,20 +92,30 @@ def draw_canvases(panels: Sequence[Panel], title: str, path: Path) -> None:
 
 @contextmanager
 def figure(size: tuple[float, float], title: str, path: Path) -> Iterator[Any]:
-    """A matplotlib figure that is written to ``path`` as PNG; equal drawings give equal bytes."""
+    """A matplotlib figure of ``size`` inches, written to ``path``; equal drawings give equal bytes.
+
+    A path that ends in .png or .pdf is written as that, any other as both, its name continued by the ending.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    sheet = plt.figure(figsize=size, layout="constrained")
-    sheet.suptitle(textwrap.fill(title, int(14 * size[0])), fontsize=9)  # about 14 letters of this size an inch
-    try:
-        yield sheet
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.savefig(path, dpi=110, metadata={"Software": None})
-    finally:
-        plt.close(sheet)
+    with matplotlib.rc_context(STYLE):
+        sheet = plt.figure(figsize=size, layout="constrained")
+        sheet.suptitle(textwrap.fill(title, int(14 * size[0])), fontsize=9)  # about 14 letters of this size an inch
+        try:
+            yield sheet
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for file in files_of(path):
+                sheet.savefig(file, metadata=UNDATED[file.suffix])
+        finally:
+            plt.close(sheet)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that `figure` writes for a path."""
+    return [path] if path.suffix in UNDATED else [path.with_name(path.name + ending) for ending in UNDATED]
 
 
 def _contours(axis: Any, mask: NDArray[Any], *, dashed: bool = False) -> None:
