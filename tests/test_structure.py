@@ -37,6 +37,7 @@ FLOORS = [
     stages
     sweep ablation
     explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition cards
+    exhibits
     cli
     """.strip().splitlines()
 ]

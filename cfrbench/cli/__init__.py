@@ -60,6 +60,7 @@ def main() -> None:
         plugins,
         predict,
         report,
+        reproduce,
         run,
         ssl,
     )

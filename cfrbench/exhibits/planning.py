@@ -12,7 +12,8 @@ from cfrbench import ablation, registry, sweep
 from cfrbench.ablation import Ablation, AblationPlan
 from cfrbench.config import PresetName, RunConfig, digest, validate
 from cfrbench.errors import CfrbenchError, UsageError
-from cfrbench.exhibits.recipe import Experiment, Recipe
+from cfrbench.exhibits.recipe import Experiment, Recipe, load
+from cfrbench.exhibits.recipe import names as recipe_names
 from cfrbench.recipes import Cell, Study, study_of, with_data_root
 
 
@@ -88,6 +89,25 @@ def prepare(name: str, recipe: Recipe, asked: Overrides, store: Path) -> Exhibit
         reasons = " ".join(dict.fromkeys(part.reason for part in parts))
         raise UsageError(f"{recipe.title} cannot be made here. {reasons} `--dataset phantom` stands in for any data set.")
     return Exhibit(name, recipe, parts)
+
+
+def prepare_all(names: Sequence[str], asked: Overrides, store: Path) -> tuple[list[Exhibit], dict[str, str]]:
+    """Plan exhibits by name, ``all`` for every recipe there is; and the reason for each that cannot be made.
+
+    UsageError for an unknown name, and if none of those asked for can be made.
+    """
+    wanted = list(dict.fromkeys(n for name in names for n in (recipe_names() if name == "all" else [name])))
+    found, refused = [], {}
+    for name in wanted:
+        try:
+            found.append(prepare(name, load(name), asked, store))
+        except CfrbenchError as error:
+            if len(wanted) == 1 or name.rpartition(":")[2] not in recipe_names():
+                raise
+            refused[name] = str(error)
+    if not found:
+        raise UsageError(" ".join(dict.fromkeys(refused.values())))
+    return found, refused
 
 
 def _distinct(recipe: Recipe, asked: Overrides) -> list[Experiment]:

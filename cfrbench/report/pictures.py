@@ -32,21 +32,59 @@ UNDATED: dict[str, dict[str, None]] = {
 }  # fmt: skip
 
 
-def median_gain_case(cases: pd.DataFrame, ssl: str, labels: int, seed: int) -> str:
-    """The test case whose Dice gain is the median one (the lower of two): chosen by rule, not by hand."""
-    rows = cases[(cases["ssl"] == ssl) & (cases["labels"] == labels) & (cases["seed"] == seed)]
+def gains_of_cases(cases: pd.DataFrame, ssl: Sequence[str], labels: int, seed: int) -> pd.Series[float]:
+    """The Dice gain of each test case, lowest first: guided minus unguided, mean over classes and ``ssl`` methods.
+
+    UsageError if the run has no such pair.
+    """
+    rows = cases[cases["ssl"].isin(ssl) & (cases["labels"] == labels) & (cases["seed"] == seed)]
     rows = rows[(rows["metric"] == "dice") & rows["variant"].isin(["baseline", "cfr"])]
     means = rows.groupby(["case", "variant"])["value"].mean().unstack()
     if means.empty or list(means.columns) != ["baseline", "cfr"]:
-        raise UsageError(f"The run has no baseline and CFR twin of {ssl} with {labels} labels and seed {seed}. Choose "
-                         "--ssl, --labels and --seed of a finished pair.")  # fmt: skip
-    gains = (means["cfr"] - means["baseline"]).sort_values(kind="stable")
+        raise UsageError(f"The run has no baseline and CFR twin of {' or '.join(ssl)} with {labels} labels and seed "
+                         f"{seed}. Choose --ssl, --labels and --seed of a finished pair.")  # fmt: skip
+    return (means["cfr"] - means["baseline"]).sort_values(kind="stable")
+
+
+def median_gain_case(cases: pd.DataFrame, ssl: str, labels: int, seed: int) -> str:
+    """The test case whose Dice gain is the median one (the lower of two): chosen by rule, not by hand."""
+    gains = gains_of_cases(cases, [ssl], labels, seed)
     return str(gains.index[(len(gains) - 1) // 2])
+
+
+def telling_cases(values: pd.Series[float]) -> dict[str, str]:
+    """Case -> ``best``, ``median`` or ``worst`` of ``values`` (lowest first); fewer of them where there are fewer cases."""
+    places = {"best": len(values) - 1, "median": (len(values) - 1) // 2, "worst": 0}
+    found: dict[str, str] = {}
+    for word, place in places.items():
+        found.setdefault(str(values.index[place]), word)
+    return found
+
+
+def telling_slice(truth: NDArray[Any], masks: Sequence[NDArray[Any]]) -> int:
+    """The slice of ``(H, W, D)`` on which ``masks`` are most unlike each other; where all agree, `best_slice`."""
+    unlike = np.zeros(truth.shape, bool)
+    for mask in masks[1:]:
+        unlike |= mask != masks[0]
+    counts = unlike.sum(axis=(0, 1))
+    return int(counts.argmax()) if counts.any() else best_slice(truth)
 
 
 def best_slice(truth: NDArray[Any]) -> int:
     """The slice of ``(H, W, D)`` with most labelled voxels."""
     return int((truth > 0).sum(axis=(0, 1)).argmax())
+
+
+@dataclass(frozen=True)
+class Panel:
+    """An image ``(A, B)`` with the truth on it and, if there is one, a prediction; 255 is no class."""
+
+    title: str
+    image: NDArray[Any]
+    truth: NDArray[Any] | None = None
+    prediction: NDArray[Any] | None = None
+    #: grey values shown as black and as white; None = percentiles 1 and 99 of the image
+    window: tuple[float, float] | None = None
 
 
 def draw(image: NDArray[Any], masks: Mapping[str, NDArray[Any]], title: str, path: Path) -> None:
@@ -55,21 +93,8 @@ def draw(image: NDArray[Any], masks: Mapping[str, NDArray[Any]], title: str, pat
     low, high = np.percentile(image, (1, 99))
     with figure((2.6 * (1 + len(masks)), 3.2), f"{title}, slice {index}", path) as sheet:
         for axis, (name, mask) in zip(sheet.subplots(1, 1 + len(masks)), {"image": None, **masks}.items(), strict=True):
-            axis.imshow(image[:, :, index].T, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-            axis.set_title(name, fontsize=9)
-            axis.set_axis_off()
-            if mask is not None:
-                _contours(axis, mask[:, :, index].T)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A canvas ``(S, S)`` with the truth on it and, if there is one, a prediction; 255 is no class."""
-
-    title: str
-    image: NDArray[Any]
-    truth: NDArray[Any] | None = None
-    prediction: NDArray[Any] | None = None
+            shown = None if mask is None else mask[:, :, index].T
+            _show(axis, Panel(name, image[:, :, index].T, None, shown, (float(low), float(high))))
 
 
 def draw_canvases(panels: Sequence[Panel], title: str, path: Path) -> None:
@@ -79,15 +104,32 @@ def draw_canvases(panels: Sequence[Panel], title: str, path: Path) -> None:
     with figure((3.4 * columns, 0.5 + 3.6 * rows), title, path) as sheet:
         for axis, panel in zip_longest(sheet.subplots(rows, columns, squeeze=False).flat, panels):
             axis.set_axis_off()
-            if panel is None:
-                continue
-            low, high = np.percentile(panel.image, (1, 99))
-            axis.imshow(panel.image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-            axis.set_title(panel.title, fontsize=9)
-            if panel.prediction is not None:
-                _contours(axis, panel.prediction)
-            if panel.truth is not None:
-                _contours(axis, panel.truth, dashed=True)
+            if panel is not None:
+                _show(axis, panel)
+
+
+def draw_montage(rows: Mapping[str, Sequence[Panel]], title: str, path: Path) -> None:
+    """Write a montage: a row of panels for each case, named on its left; lines as in `draw_canvases`."""
+    columns = max(map(len, rows.values()))
+    side = min(1.5, 11 / columns)  # inches: two columns of a journal hold eight panels
+    with figure((0.3 + side * columns, 0.35 + (side + 0.3) * len(rows)), title, path) as sheet:
+        for axes, (name, panels) in zip(sheet.subplots(len(rows), columns, squeeze=False), rows.items(), strict=True):
+            for axis, panel in zip_longest(axes, panels):
+                axis.set_axis_off()
+                if panel is not None:
+                    _show(axis, panel, size=7)
+            axes[0].text(-0.06, 0.5, name, rotation=90, transform=axes[0].transAxes, va="center", ha="right", fontsize=7)
+
+
+def _show(axis: Any, panel: Panel, size: int = 9) -> None:
+    low, high = panel.window or np.percentile(panel.image, (1, 99))
+    axis.imshow(panel.image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    axis.set_title(panel.title, fontsize=size)
+    axis.set_axis_off()
+    if panel.prediction is not None:
+        _contours(axis, panel.prediction)
+    if panel.truth is not None:
+        _contours(axis, panel.truth, dashed=True)
 
 
 @contextmanager

@@ -172,20 +172,22 @@ def smoothed(values: Sequence[float]) -> np.ndarray[Any, Any]:
     return sums / np.convolve(np.ones(len(values)), ones, "same")
 
 
-def draw_ranks(shares: Mapping[str, Sequence[float]], title: str, path: Path) -> None:
-    """How often a method takes each rank when cases are drawn anew: circles whose area is that share."""
-    with figure((COLUMN + 1.0, 0.9 + 0.23 * len(shares)), title, path) as sheet:
+def draw_ranks(samples: Mapping[str, np.ndarray[Any, Any]], title: str, path: Path) -> None:
+    """How often a method takes each rank when cases are drawn anew: circles whose area is that share.
+
+    ``samples[method]``: its rank in each draw; equal methods share the mean of their ranks.
+    """
+    with figure((COLUMN + 1.0, 0.9 + 0.23 * len(samples)), title, path) as sheet:
         plot = sheet.subplots()
-        for row, (_, own) in enumerate(shares.items()):
-            ranks = [rank for rank, share in enumerate(own, 1) if share > 0]
-            sizes = [130 * own[rank - 1] for rank in ranks]
-            plot.hlines(row, min(ranks), max(ranks), color=LIGHT, linewidth=1, zorder=1)
-            likeliest = max(range(len(own)), key=lambda place: own[place]) + 1
-            colours = [DARK if rank == likeliest else LIGHT for rank in ranks]
-            plot.scatter(ranks, [row] * len(ranks), s=sizes, color=colours, edgecolor=LINE, linewidth=0.5, zorder=2)
-        plot.set_yticks(range(len(shares)), list(shares))
-        plot.set_xticks(range(1, 1 + len(shares)))
-        plot.set_xlabel("rank by Dice (1 = best); area = share of bootstrap draws")
-        plot.set_xlim(0.4, len(shares) + 0.6)
+        for row, own in enumerate(samples.values()):
+            ranks, counts = np.unique(own, return_counts=True)
+            plot.hlines(row, ranks[0], ranks[-1], color=LIGHT, linewidth=1, zorder=1)
+            colours = [DARK if place == counts.argmax() else LIGHT for place in range(len(ranks))]
+            plot.scatter(ranks, [row] * len(ranks), s=130 * counts / len(own), color=colours, edgecolor=LINE,
+                         linewidth=0.5, zorder=2)  # fmt: skip
+        plot.set_yticks(range(len(samples)), list(samples))
+        plot.set_xticks(range(1, 1 + len(samples)))
+        plot.set_xlabel("rank by Dice (1 = best); area: share of bootstrap draws")
+        plot.set_xlim(0.4, len(samples) + 0.6)
         plot.invert_yaxis()
         plain_axes(plot)
