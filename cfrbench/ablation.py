@@ -47,7 +47,7 @@ class Row(Frozen):
     concat: str | None = None
     tune: str | None = None
     model: str | None = None
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
 
 
 class Ablation(Frozen):

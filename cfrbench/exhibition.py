@@ -96,8 +96,9 @@ def bars_of(rows: Sequence[dict[Any, Any]]) -> list[charts.Bar]:
 
 
 def points_of(rows: Sequence[Mapping[Any, Any]], about: Sequence[Mapping[str, Any]]) -> list[charts.Point]:
-    """Quality and parameters of each variant whose parameters were counted."""
-    return [charts.Point(row["title"], one["parameters"], one["trainable_parameters"], row["dice"])
+    """Quality and parameters of each variant whose parameters were counted; the paper's choice stands out."""
+    return [charts.Point(row["title"], one["parameters"], one["trainable_parameters"], row["dice"],
+                         (one["concat"], one["tune"]) == ("grid", "lora"))
             for row, one in zip(rows, about, strict=True) if one["parameters"]]  # fmt: skip
 
 

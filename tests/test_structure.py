@@ -36,7 +36,8 @@ FLOORS = [
     recipes
     stages
     sweep ablation
-    explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition cards
+    explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition cards \
+    forecast
     exhibits
     cli
     """.strip().splitlines()

@@ -69,7 +69,7 @@ def parse_set(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def parse_replacements(values: list[str] | None) -> dict[str, str]:
-    """``["phantom", "btcv=phantom-organs"]`` -> ``{"": "phantom", "btcv": "phantom-organs"}``; "" stands for the rest."""
+    """``["phantom", "btcv=organs"]`` -> ``{"": "phantom", "btcv": "organs"}``; "" stands for whatever is not named."""
     found: dict[str, str] = {}
     for value in values or []:
         old, sign, new = value.partition("=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -20,9 +21,9 @@ from cfrbench.cli.common import (
     parse_set,
 )
 from cfrbench.config import PresetName
-from cfrbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from cfrbench.exhibits.forecasts import Outlook
     from cfrbench.exhibits.planning import Exhibit
     from cfrbench.exhibits.showing import Shown
 
@@ -65,6 +66,9 @@ def reproduce(
     ] = None,
     no_run: Annotated[bool, typer.Option("--no-run", help="Compute nothing, show what is finished.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells, time and memory, run nothing.")] = False,
+    no_probe: Annotated[
+        bool, typer.Option("--no-probe", help="--dry-run: time nothing, learn from the store alone.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run, finish or draw again a table or figure of the paper, ours beside theirs."""
@@ -78,7 +82,9 @@ def reproduce(
                                parse_seeds(seeds, seed_list), parse_set(set_))  # fmt: skip
     exhibits, refused = planning.prepare_all(names, asked, store)
     if dry_run:
-        _forecast(exhibits, refused, store, jobs, as_json)
+        from cfrbench.exhibits.forecasts import outlooks
+
+        _forecast(outlooks(exhibits, store, jobs=jobs, probing=not no_probe), refused, as_json)
         return
     answers = [_one(exhibit, output / exhibit.name, not no_run, jobs, as_json) for exhibit in exhibits]
     if as_json:
@@ -113,10 +119,11 @@ def _list(as_json: bool) -> None:
 
 def _one(exhibit: Exhibit, folder: Path, compute: bool, jobs: int | None, as_json: bool) -> dict[str, Any]:
     """Run an exhibit, write and print it; what `--json` says of it."""
+    from cfrbench import exhibition
     from cfrbench.cli import progress
     from cfrbench.exhibits import running, showing
 
-    showing.make_folder(folder)
+    exhibition.make_folder(folder)
     if not as_json:
         _say(exhibit)
     with progress.watch(quiet=as_json) as observer:
@@ -163,5 +170,30 @@ def _say_refused(refused: dict[str, str]) -> None:
         typer.secho(f"not made: {name}: {reason}", err=True, fg=typer.colors.YELLOW)
 
 
-def _forecast(exhibits: list[Exhibit], refused: dict[str, str], store: Path, jobs: int | None, as_json: bool) -> None:
-    raise UsageError("soon")
+def _forecast(outlooks: list[Outlook], refused: dict[str, str], as_json: bool) -> None:
+    """The cells of one exhibit, a line for each of several; to standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cfrbench.forecast import words
+
+    if as_json:
+        rows = [{"name": one.name, "cells": one.cells, "stages": len(one.todo), "shared": one.shared,
+                 **dataclasses.asdict(one.cost)} for one in outlooks]  # fmt: skip
+        typer.echo(json.dumps({"exhibits": rows, "refused": refused}))
+        return
+    if len(outlooks) == 1:
+        for cell, left in outlooks[0].cells.items():
+            typer.echo(f"  {'finished' if not left else f'{left} stages left':<14} {cell}")
+    heads = ("name", "cells", "finished", "stages to run", "work", "wall time", "memory", "learned from")
+    table = Table(*heads, box=None)
+    for one in outlooks:
+        cost, unsure = one.cost, " + ?" * bool(one.cost.unknown)
+        table.add_row(one.name, str(len(one.cells)), str(one.finished), f"{len(one.todo)}", words(cost.work_seconds)
+                      + unsure, f"{words(cost.wall_seconds)}{unsure} ({cost.jobs} at a time)",
+                      f"{cost.peak_mib / 1024:.1f} GiB{unsure}", ", ".join(cost.sources))  # fmt: skip
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    if len(outlooks) > 1:
+        total = sum(one.cost.wall_seconds for one in outlooks)
+        typer.echo(f"{sum(len(one.todo) for one in outlooks)} stages in all, {words(total)}")
+    _say_refused(refused)

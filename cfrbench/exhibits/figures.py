@@ -53,10 +53,9 @@ def draw_all(
 # scores of a sweep
 
 
-def _scores(one: Finished) -> dict[tuple[str, str, int], Score]:
+def _scores(one: Finished) -> dict[tuple[str, str, int | str], Score]:
     """(method, variant, budget) -> mean Dice with spread; UsageError if nothing is finished."""
-    rows = _summary(one)
-    return {(row["ssl"], row["variant"], row["labels"]): _score(row) for row in rows}
+    return {(row["ssl"], row["variant"], row["labels"]): _score(row) for row in _summary(one)}
 
 
 def _summary(one: Finished) -> list[dict[Any, Any]]:
@@ -115,8 +114,8 @@ def _quality(one: Finished, spec: FigureSpec, title: str, path: Path, compute: b
     scores = _scores(one)
     pseudo = {labels: score.value for (_, variant, labels), score in scores.items() if variant == "pseudo-label"}
     titles = {row.ssl: row.title for row in one.part.rows}
-    dots = [Dot(titles[ssl], labels, pseudo[labels], score.value) for (ssl, variant, labels), score in scores.items()
-            if variant == "cfr" and labels in pseudo]  # fmt: skip
+    dots = [Dot(titles[ssl], int(labels), pseudo[labels], score.value)
+            for (ssl, variant, labels), score in scores.items() if variant == "cfr" and labels in pseudo]  # fmt: skip
     if not dots:
         raise UsageError("No guided network and the pseudo-labels it learned from are both finished.")
     plots.draw_quality(dots, title, path)

@@ -27,8 +27,8 @@ Masks = Mapping[str, NDArray[Any]]
 def draw_predictions(one: Finished, spec: FigureSpec, title: str, path: Path, compute: bool) -> None:
     """Truth, pseudo-label, and the prediction of each method, on the test cases of best, median and worst gain.
 
-    The first budget and seed. The gain of a case is the mean over the guided methods. The pseudo-label of a test case is
-    what the fine-tuned model says of it; no network has learned from it. UsageError without a finished pair.
+    The first budget and seed. The gain of a case is the mean over the guided methods. The pseudo-label of a test case
+    is what the fine-tuned model says of it; no network has learned from it. UsageError without a finished pair.
     """
     labels, seed = one.part.config.labels[0], one.first_seed
     assert isinstance(labels, int)
@@ -130,7 +130,7 @@ def _titled(label: str, truth: NDArray[Any], mask: NDArray[Any]) -> str:
 
 
 def _frame(masks: Sequence[NDArray[Any]]) -> tuple[slice, slice]:
-    """The square around everything labelled in ``(H, W)`` masks, with a margin, inside the image; all of it if empty."""
+    """The square around all that is labelled in ``(H, W)`` masks, with a margin, inside the image; all if nothing is."""
     anything = np.any([mask > 0 for mask in masks], axis=0)
     if not anything.any():
         return slice(None), slice(None)
@@ -139,5 +139,3 @@ def _frame(masks: Sequence[NDArray[Any]]) -> tuple[slice, slice]:
     starts = [max(0, min((span[0] + span[-1] + 1 - side) // 2, length - side))
               for span, length in zip(spans, anything.shape, strict=True)]  # fmt: skip
     return slice(starts[0], starts[0] + side), slice(starts[1], starts[1] + side)
-
-

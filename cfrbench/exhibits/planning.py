@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def prepare(name: str, recipe: Recipe, asked: Overrides, store: Path) -> Exhibit
     parts = tuple(_part(name, recipe, experiment, asked, store) for experiment in _distinct(recipe, asked))
     if all(part.plan is None for part in parts):
         reasons = " ".join(dict.fromkeys(part.reason for part in parts))
-        raise UsageError(f"{recipe.title} cannot be made here. {reasons} `--dataset phantom` stands in for any data set.")
+        raise UsageError(f"{recipe.title} cannot be made here. {reasons} `--dataset phantom` stands in for any data.")
     return Exhibit(name, recipe, parts)
 
 
@@ -196,7 +196,9 @@ def _budgets(experiment: Experiment, study: Study, own_labels: bool) -> tuple[li
     return list({(b.count, b.label if b.count is None else ""): b for b in found}.values()), tuple(notes)
 
 
-def _rows(experiment: Experiment, study: Study, budgets: Sequence[Budget], seed: int) -> Iterator[tuple[Row, Cell | None]]:
+def _rows(
+    experiment: Experiment, study: Study, budgets: Sequence[Budget], seed: int
+) -> Iterator[tuple[Row, Cell | None]]:
     """Every row that the recipe asks for with its cell, in the order of tables; no cell where it cannot be."""
     total = len(study.split.train)
     one = partial(_row, study, seed=seed)
@@ -252,7 +254,7 @@ def _ablation(name: str, experiment: Experiment, study: Study, own_labels: bool,
     variants = tuple(row for row in experiment.variants if row.label not in lost)
     if experiment.variants and not variants:
         return Part(experiment, base, notes=notes, reason=" ".join(lost.values()))
-    plan = ablation.plan(Ablation(kind=experiment.kind, base=base, rows=variants), store)  # type: ignore[arg-type]
+    plan = ablation.plan(Ablation(kind=experiment.kind, base=base, rows=variants), store)
     plan = _renamed(plan, _run_name(name, experiment.kind, base, experiment))
     asked = [row.label for row in experiment.variants] or [*(row["label"] for row in plan.about), *plan.refused]
     reasons = {**lost, **plan.refused}
@@ -272,6 +274,4 @@ def _absent(row: ablation.Row) -> str:
 
 
 def _renamed(plan: AblationPlan, name: str) -> AblationPlan:
-    from dataclasses import replace
-
     return replace(plan, name=name)

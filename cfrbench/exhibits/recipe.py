@@ -1,7 +1,7 @@
 """What a recipe says: which experiments a table or figure of a paper rests on, and how they are shown.
 
-A recipe is a TOML file found through an entry point ``recipe.NAME`` (`cfrbench.registry.load_recipe`), data alone. Names
-of methods, data sets and fine-tuners in it need not be installed: what is missing is shown as missing.
+A recipe is a TOML file found through an entry point ``recipe.NAME`` (`cfrbench.registry.load_recipe`), data alone.
+Methods, data sets and fine-tuners that it names need not be installed: what is missing is shown as missing.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Experiment(Frozen):
     twins_only: bool = Field(False, description="leave out the unguided form of the guided methods")
     bounds: tuple[Literal["lower", "upper"], ...] = ()
     variants: tuple[Row, ...] = ()
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Experiment:
@@ -104,7 +104,7 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _can_be_shown(self) -> Recipe:
         kinds = {experiment.kind for experiment in self.experiment}
-        wanted = [("table", t.kind, MADE_OF[t.kind]) for t in self.table]
+        wanted: list[tuple[str, str, tuple[str, ...]]] = [("table", t.kind, MADE_OF[t.kind]) for t in self.table]
         wanted += [("figure", f.kind, DRAWN_OF[f.kind]) for f in self.figure]
         for what, kind, needs in wanted:
             if kinds.isdisjoint(needs):
@@ -132,7 +132,7 @@ def load(name: str) -> Recipe:
     try:
         return validate(Recipe, values, str(path))
     except UsageError as error:
-        raise PluginError(f"The recipe '{name}' is broken. {error} Repair the file, or uninstall its package.") from error
+        raise PluginError(f"The recipe '{name}' is broken. {error} Repair or uninstall it.") from error
 
 
 def names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Writes an exhibit into a folder: tables in every format, figures as PNG and PDF, and a note of where it all comes from."""
+"""Writes an exhibit into a folder: tables in every format, figures as PNG and PDF, and where it all comes from."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def show(exhibit: Exhibit, finished: Sequence[Finished], folder: Path, *, comput
 
 
 def _about(exhibit: Exhibit, finished: Sequence[Finished], omitted: dict[str, str]) -> dict[str, Any]:
-    """Where the numbers come from: `cfrbench report RUN` and `cfrbench explain RUN` go on from the names of the runs."""
+    """Where the numbers come from: `cfrbench report RUN` and `cfrbench explain RUN` go on from the runs' names."""
     return {
         "exhibit": exhibit.name,
         "recipe": exhibit.recipe.model_dump(mode="json"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
 from typing import Any
 
 from cfrbench import registry
@@ -33,10 +32,8 @@ def all_tables(exhibit: Exhibit, finished: Sequence[Finished]) -> dict[str, Tabl
 def stem_words(exhibit: Exhibit, part: Part, kind: str) -> str:
     """What tells this part's tables or figures from those of the exhibit's other parts, and from other kinds."""
     experiments = [other.experiment for other in exhibit.parts]
-    words = [kind]
-    for name in ("kind", "dataset", "net"):
-        if len({getattr(experiment, name) for experiment in experiments}) > 1:
-            words.append(str(getattr(part.experiment, name)).replace(":", "."))
+    differing = [name for name in ("kind", "dataset", "net") if len({getattr(e, name) for e in experiments}) > 1]
+    words = [kind, *(str(getattr(part.experiment, name)).replace(":", ".") for name in differing)]
     return "-".join(dict.fromkeys(words))
 
 
@@ -63,9 +60,9 @@ def _finished(exhibit: Exhibit, one: Finished, spec: TableSpec) -> Table:
 def _lead(row: Row, one: Finished) -> tuple[str, ...]:
     """The first cells of a row's line, as `tables.comparison` writes them."""
     config = one.part.config
-    known = {"ssl": row.ssl, "title": row.title, "variant": row.variant, "labels": row.labels, "net": config.net,
+    known: dict[Any, Any] = {"ssl": row.ssl, "title": row.title, "variant": row.variant, "labels": row.labels, "net": config.net,
              "unlabelled": "?" if row.unlabelled is None else row.unlabelled, "model": config.model_name,
-             "tune": config.tune}  # fmt: skip
+                             "tune": config.tune}  # fmt: skip
     return tables.leading_cells(known, one.result.facts)
 
 

@@ -35,6 +35,7 @@ class Point:
     parameters: float
     trainable: float
     value: float
+    highlighted: bool = False
 
 
 def draw_bars(bars: Sequence[Bar], title: str, axis: str, path: Path) -> None:
@@ -78,14 +79,15 @@ def draw_parameters(points: Sequence[Point], title: str, axis: str, path: Path) 
     """Write a PNG with quality over all parameters (left) and over those that train (right), as in Figure 1."""
     from matplotlib.ticker import NullFormatter
 
-    with figure((9.6, 3.8), title, path) as sheet:
+    with figure((7.16, 2.9), title, path) as sheet:
         sides = sheet.subplots(1, 2, sharey=True)
         for plot, name in zip(sides, ("parameters", "trainable"), strict=True):
             shown = [point for point in points if getattr(point, name) > 0]
             for point in shown:
                 turn, shape = divmod(points.index(point), len(MARKERS))
-                plot.scatter(getattr(point, name) / 1e6, point.value, marker=MARKERS[shape], s=52, label=point.label,
-                             color=(LIGHT, DARK)[(shape + turn) % 2], edgecolor=LINE, linewidth=0.8)  # fmt: skip
+                colour = DARK if point.highlighted else (LIGHT, "white")[turn % 2]
+                plot.scatter(getattr(point, name) / 1e6, point.value, marker=MARKERS[shape], s=45, label=point.label,
+                             color=colour, edgecolor=LINE, linewidth=0.8)  # fmt: skip
             counts = [getattr(point, name) for point in shown]
             if counts and max(counts) > 10 * min(counts):
                 plot.set_xscale("log")

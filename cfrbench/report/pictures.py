@@ -24,8 +24,10 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 #: the label of pixels where nothing stands
 NO_CLASS = 255
 #: sizes of letters as journals print them; letters in a PDF stay letters
-STYLE = {"savefig.dpi": 160, "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
-         "xtick.labelsize": 7, "ytick.labelsize": 7, "pdf.fonttype": 42, "axes.linewidth": 0.7}  # fmt: skip
+STYLE: dict[Any, Any] = {
+    "savefig.dpi": 160, "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
+    "xtick.labelsize": 7, "ytick.labelsize": 7, "pdf.fonttype": 42, "axes.linewidth": 0.7,
+}  # fmt: skip
 #: what would make two files of one drawing differ: program and date
 UNDATED: dict[str, dict[str, None]] = {
     ".png": {"Software": None}, ".pdf": {"Creator": None, "Producer": None, "CreationDate": None}
@@ -53,7 +55,7 @@ def median_gain_case(cases: pd.DataFrame, ssl: str, labels: int, seed: int) -> s
 
 
 def telling_cases(values: pd.Series[float]) -> dict[str, str]:
-    """Case -> ``best``, ``median`` or ``worst`` of ``values`` (lowest first); fewer of them where there are fewer cases."""
+    """Case -> ``best``, ``median`` or ``worst`` of ``values`` (lowest first); fewer where there are fewer cases."""
     places = {"best": len(values) - 1, "median": (len(values) - 1) // 2, "worst": 0}
     found: dict[str, str] = {}
     for word, place in places.items():
@@ -62,11 +64,15 @@ def telling_cases(values: pd.Series[float]) -> dict[str, str]:
 
 
 def telling_slice(truth: NDArray[Any], masks: Sequence[NDArray[Any]]) -> int:
-    """The slice of ``(H, W, D)`` on which ``masks`` are most unlike each other; where all agree, `best_slice`."""
+    """The slice of ``(H, W, D)`` on which ``masks`` are most unlike each other, among those with much of the truth.
+
+    Much is half of what `best_slice` shows, which is the answer where all masks agree.
+    """
+    areas = (truth > 0).sum(axis=(0, 1))
     unlike = np.zeros(truth.shape, bool)
     for mask in masks[1:]:
         unlike |= mask != masks[0]
-    counts = unlike.sum(axis=(0, 1))
+    counts = unlike.sum(axis=(0, 1)) * (2 * areas >= areas.max())
     return int(counts.argmax()) if counts.any() else best_slice(truth)
 
 
@@ -118,7 +124,8 @@ def draw_montage(rows: Mapping[str, Sequence[Panel]], title: str, path: Path) ->
                 axis.set_axis_off()
                 if panel is not None:
                     _show(axis, panel, size=7)
-            axes[0].text(-0.06, 0.5, name, rotation=90, transform=axes[0].transAxes, va="center", ha="right", fontsize=7)
+            beside = {"transform": axes[0].transAxes, "rotation": 90, "va": "center", "ha": "right"}
+            axes[0].text(-0.06, 0.5, name, fontsize=7, **beside)
 
 
 def _show(axis: Any, panel: Panel, size: int = 9) -> None:

@@ -53,9 +53,7 @@ class Dot:
     final: float
 
 
-def draw_budgets(
-    methods: Mapping[str, Mapping[str, Mapping[int, Score]]], title: str, axis: str, path: Path
-) -> None:
+def draw_budgets(methods: Mapping[str, Mapping[str, Mapping[int, Score]]], title: str, axis: str, path: Path) -> None:
     """Dice over labelled cases, a panel for each method: ``methods[title][variant][labels]``, budgets doubling."""
     with figure((min(PAGE, 0.7 + 2.15 * len(methods)), 2.5), title, path) as sheet:
         panels = sheet.subplots(1, len(methods), sharey=True, squeeze=False)[0]
@@ -96,7 +94,7 @@ def draw_methods(pairs: Sequence[Pair], bounds: Mapping[str, float], title: str,
                 plot.axvline(value, color=LINE, linestyle=style, linewidth=0.9, label=f"{name} ({value:.1f})")
         plot.set_yticks(range(len(bars)), [f"{p.title} + CFR" if v == "cfr" else p.title for p, v in bars])
         plot.invert_yaxis()
-        plot.set_xlim(0, 1.14 * reach)
+        plot.set_xlim(0, 1.12 * reach)
         plot.set_xlabel(axis)
         if any(math.isfinite(value) for value in bounds.values()):
             plot.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
@@ -110,7 +108,8 @@ def _bar(plot: Any, row: int, score: Score, variant: str, reach: float) -> None:
     plot.barh(row, score.value, height=0.78, color=DARK if variant == "cfr" else LIGHT, edgecolor=LINE, linewidth=0.5)
     if _known(score.spread):
         plot.errorbar(score.value, row, xerr=score.spread, color=LINE, capsize=2, linewidth=0.7)
-    plot.text(score.value + _known(score.spread) + 0.015 * reach, row, f"{score.value:.1f}", va="center", fontsize=7)
+    # A column of its own, where neither bars nor bounds reach.
+    plot.text(1.02 * reach, row, f"{score.value:.1f}", va="center", fontsize=7)
 
 
 def _known(spread: float) -> float:
@@ -125,11 +124,13 @@ def draw_quality(dots: Sequence[Dot], title: str, path: Path) -> None:
         values = [value for dot in dots for value in (dot.pseudo, dot.final)]
         low, high = min(values), max(values)
         margin = 0.08 * (high - low) or 1.0
-        plot.plot([low - margin, high + margin], [low - margin, high + margin], color=LINE, linestyle=":", linewidth=0.9)
+        ends = [low - margin, high + margin]
+        plot.plot(ends, ends, color=LINE, linestyle=":", linewidth=0.9)
         for place, name in enumerate(names):
             own = [dot for dot in dots if dot.title == name]
-            plot.scatter([d.pseudo for d in own], [d.final for d in own], s=30, label=f"{name} + CFR", edgecolor=LINE,
-                         marker=MARKERS[place % len(MARKERS)], color=(DARK, LIGHT)[place % 2], linewidth=0.7)  # fmt: skip
+            looks = {"marker": MARKERS[place % len(MARKERS)], "color": (DARK, LIGHT)[place % 2], "edgecolor": LINE}
+            plot.scatter([dot.pseudo for dot in own], [dot.final for dot in own], s=30, label=f"{name} + CFR",
+                         linewidth=0.7, **looks)  # fmt: skip
         for labels in dict.fromkeys(dot.labels for dot in dots):
             first = max((dot for dot in dots if dot.labels == labels), key=lambda dot: dot.final)
             plot.annotate(f"{labels}", (first.pseudo, first.final), textcoords="offset points", xytext=(0, 5),
