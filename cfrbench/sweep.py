@@ -86,12 +86,11 @@ def run(
 def plan(config: RunConfig, store: Path) -> Plan:
     """Work out cells and stages; the store says what is already done. Nothing is computed."""
     study = study_of(with_data_root(config, store))
-    return plan_cells(study, _cells(study), _run_name(study.config), store)
+    return plan_chains(study, {cell: study.chain(cell) for cell in _cells(study)}, _run_name(study.config), store)
 
 
-def plan_cells(study: Study, cells: Iterable[Cell], name: str, store: Path) -> Plan:
-    """The plan of these cells of a study, whose record will be called ``name``."""
-    chains = {cell: study.chain(cell) for cell in cells}
+def plan_chains(study: Study, chains: dict[Cell, list[StageTask]], name: str, store: Path) -> Plan:
+    """The plan of these cells, each with its chain of stages; its record will be called ``name``."""
     todo, reused = missing(chains.values(), Store(store))
     return Plan(study, chains, todo, reused, name, store)
 

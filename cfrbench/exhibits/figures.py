@@ -12,7 +12,7 @@ import numpy as np
 from cfrbench.errors import UsageError
 from cfrbench.exhibition import PSEUDO_DICE, bars_of, points_of, spread_words, title_of
 from cfrbench.exhibits import montages
-from cfrbench.exhibits.planning import Exhibit, Row
+from cfrbench.exhibits.planning import FINE_TUNED, Exhibit, Row
 from cfrbench.exhibits.recipe import DRAWN_OF, FigureSpec
 from cfrbench.exhibits.running import Finished
 from cfrbench.exhibits.tables import stem_words
@@ -77,7 +77,7 @@ def _methods(one: Finished) -> dict[str, list[Row]]:
     """The rows of each semi-supervised method, by name."""
     found: dict[str, list[Row]] = {}
     for row in one.part.rows:
-        if row.variant in ("baseline", "cfr") and row.ssl != frames.SUPERVISED:
+        if row.variant in ("baseline", "cfr") and row.ssl not in (frames.SUPERVISED, FINE_TUNED):
             found.setdefault(row.ssl, []).append(row)
     return found
 
@@ -126,7 +126,7 @@ def _curves(one: Finished, spec: FigureSpec, title: str, path: Path, compute: bo
     methods: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
     labels = one.part.config.labels[0]
     for cell in one.cells(labels=labels, seed=one.first_seed):
-        if cell.variant == "pseudo-label" or cell.ssl == frames.SUPERVISED:
+        if cell.variant == "pseudo-label" or cell.ssl in (frames.SUPERVISED, FINE_TUNED):
             continue
         if (trained := one.artifact("train", cell)) is not None:
             steps = {e["step"]: e["loss"] for e in read_log(trained.path("log.jsonl"))

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfrbench.errors import UsageError
+from cfrbench.exhibits.planning import FINE_TUNED, labels_of
 from cfrbench.exhibits.recipe import FigureSpec
 from cfrbench.exhibits.running import Finished
 from cfrbench.formats import read_labels
-from cfrbench.recipes import STORED, Cell, task
+from cfrbench.recipes import STORED, Cell
 from cfrbench.report import pictures
 from cfrbench.report.pictures import Panel
 from cfrbench.stages import StageWork
@@ -40,7 +41,7 @@ def draw_predictions(one: Finished, spec: FigureSpec, title: str, path: Path, co
         masks["pseudo-label"] = tuned
     for cell in one.cells(labels=labels, seed=seed):
         wanted = cell.ssl in spec.methods or not spec.methods
-        if cell.unlabelled and cell.variant != "pseudo-label" and wanted:
+        if cell.unlabelled and cell.variant != "pseudo-label" and cell.ssl != FINE_TUNED and wanted:
             found = one.artifact("predict", cell)
             if found is not None:
                 name = f"{cell.title} + CFR" if cell.variant == "cfr" else cell.title
@@ -90,9 +91,7 @@ def _tuned_labels(one: Finished, labels: int, seed: int, cases: Sequence[str], c
     study, home = one.plan.study, Store(one.plan.store)
     if not one.part.experiment.guided or home.find("tune", study.tune(labels, seed).key) is None:
         return None
-    usual = study.pseudo(labels, seed)
-    recipe = {**usual.recipe, "unlabelled": study.cases(cases)}
-    own = task("pseudo", f"{usual.title}, {len(cases)} test cases", recipe, usual.needs)
+    own = labels_of(study, labels, seed, cases)
     if home.find("pseudo", own.key) is None and compute:
         StageWork(one.plan.store, study.config.data_root)(own)
     found = home.find("pseudo", own.key)
@@ -130,7 +129,7 @@ def _titled(label: str, truth: NDArray[Any], mask: NDArray[Any]) -> str:
 
 
 def _frame(masks: Sequence[NDArray[Any]]) -> tuple[slice, slice]:
-    """The square around all that is labelled in ``(H, W)`` masks, with a margin, inside the image; all if nothing is."""
+    """The square around all that is labelled in ``(H, W)`` masks, with a margin; everything if nothing is."""
     anything = np.any([mask > 0 for mask in masks], axis=0)
     if not anything.any():
         return slice(None), slice(None)

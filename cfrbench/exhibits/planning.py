@@ -11,10 +11,14 @@ from typing import Any
 from cfrbench import ablation, registry, sweep
 from cfrbench.ablation import Ablation, AblationPlan
 from cfrbench.config import PresetName, RunConfig, digest, validate
+from cfrbench.contracts import StageTask
 from cfrbench.errors import CfrbenchError, UsageError
 from cfrbench.exhibits.recipe import Experiment, Recipe, load
 from cfrbench.exhibits.recipe import names as recipe_names
-from cfrbench.recipes import Cell, Study, study_of, with_data_root
+from cfrbench.recipes import Cell, Study, study_of, task, with_data_root
+
+#: in place of an SSL method: the fine-tuned model itself, scored on the test cases
+FINE_TUNED = "fine-tuned"
 
 
 @dataclass(frozen=True)
@@ -164,12 +168,12 @@ def _sweep(name: str, experiment: Experiment, study: Study, own_labels: bool, st
         return Part(experiment, study.config, rows=_once(rows), notes=notes, reason=_why(rows))
     if experiment.guided:
         sweep.check_pair(study)
-    methods = tuple(dict.fromkeys(cell.ssl for cell in cells if cell.ssl != "none"))
+    methods = tuple(dict.fromkeys(cell.ssl for cell in cells if cell.ssl not in ("none", FINE_TUNED)))
     counts = tuple(dict.fromkeys(b.count for b in budgets if b.count is not None))
     bounds = {"bounds": bool(experiment.bounds), "baseline": not experiment.twins_only}
     config = study.config.model_copy(update={"ssl": methods, "labels": counts, **bounds})
-    run = _run_name(name, "sweep", config, experiment)
-    plan = sweep.plan_cells(study.vary(config), cells, run, store)
+    study, run = study.vary(config), _run_name(name, "sweep", config, experiment)
+    plan = sweep.plan_chains(study, {cell: _chain(study, cell) for cell in cells}, run, store)
     return Part(experiment, config, plan, _once(rows), notes)
 
 
@@ -210,6 +214,8 @@ def _rows(
         twin = method in experiment.guided
         variants = ["baseline"] * (not (twin and experiment.twins_only)) + ["cfr"] * twin
         yield from (one(method, variant, budget) for budget in budgets for variant in variants)
+    if experiment.tuned:
+        yield from (one(FINE_TUNED, "baseline", budget) for budget in budgets)
     if experiment.guided:
         yield from (one("none", "pseudo-label", budget) for budget in budgets)
 
@@ -219,8 +225,9 @@ def _row(study: Study, ssl: str, variant: str, budget: Budget, *, seed: int) -> 
     total = len(study.split.train)
     if budget.count is None:
         return Row(ssl, _title(ssl, study), variant, budget.label, None, budget.reason), None
-    if variant == "pseudo-label":
-        cell = sweep.pseudo_cell(study, budget.count, total, seed)
+    if variant == "pseudo-label" or ssl == FINE_TUNED:
+        pseudo = sweep.pseudo_cell(study, budget.count, total, seed)
+        cell = pseudo if variant == "pseudo-label" else replace(pseudo, ssl=FINE_TUNED, variant=variant)
     else:
         try:
             cell = sweep.make_cell(ssl, variant, budget.count, total, seed)
@@ -235,10 +242,30 @@ def _row(study: Study, ssl: str, variant: str, budget: Budget, *, seed: int) -> 
 
 def _title(ssl: str, study: Study) -> str:
     """How tables call a method, as far as it is known."""
+    if ssl in ("none", FINE_TUNED):
+        return study.config.model_name
     try:
-        return str(registry.load("ssl", ssl).title) if ssl != "none" else study.config.model_name
+        return str(registry.load("ssl", ssl).title)
     except CfrbenchError:
         return ssl
+
+
+def _chain(study: Study, cell: Cell) -> list[StageTask]:
+    """A cell's stages; the fine-tuned model itself is scored on the test cases, which it labels as if unlabelled."""
+    if cell.ssl != FINE_TUNED:
+        return study.chain(cell)
+    labelled = labels_of(study, cell.labels, cell.seed, study.split.test)
+    usual = study.score(replace(cell, variant="pseudo-label"))
+    recipe = {**usual.recipe, "from": {"stage": "pseudo", "key": labelled.key}}
+    score = task("score", f"score {cell.words}, test cases", recipe, (labelled.key,))
+    return [study.tune(cell.labels, cell.seed), labelled, score]
+
+
+def labels_of(study: Study, labels: int, seed: int, cases: Sequence[str]) -> StageTask:
+    """The stage in which the fine-tuned model labels these cases, whichever they are; no network learns from it."""
+    usual = study.pseudo(labels, seed)
+    recipe = {**usual.recipe, "unlabelled": study.cases(cases)}
+    return task("pseudo", f"{usual.title}, {len(cases)} test cases", recipe, usual.needs)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

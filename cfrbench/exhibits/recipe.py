@@ -50,6 +50,7 @@ class Experiment(Frozen):
     methods: tuple[str, ...] = ()
     guided: tuple[str, ...] = ()
     twins_only: bool = Field(False, description="leave out the unguided form of the guided methods")
+    tuned: bool = Field(False, description="score the fine-tuned model itself on the test cases too")
     bounds: tuple[Literal["lower", "upper"], ...] = ()
     variants: tuple[Row, ...] = ()
     set: dict[str, Any] = Field(default_factory=dict)
@@ -60,8 +61,8 @@ class Experiment(Frozen):
             raise ValueError(f"guided names {', '.join(stray)}, which methods does not")
         if self.kind == "sweep" and (self.variants or not (self.methods or self.bounds)):
             raise ValueError("a sweep has methods or bounds, and no variants")
-        if self.kind != "sweep" and (self.methods or self.bounds):
-            raise ValueError(f"an experiment of kind {self.kind} has no methods and no bounds")
+        if self.kind != "sweep" and (self.methods or self.bounds or self.tuned):
+            raise ValueError(f"an experiment of kind {self.kind} has no methods, bounds or tuned")
         if self.kind in ("concat", "tune") and not self.variants:
             raise ValueError(f"an experiment of kind {self.kind} needs variants")
         if self.kind != "sweep" and len(self.labels) != 1:
@@ -109,6 +110,8 @@ class Recipe(Frozen):
         for what, kind, needs in wanted:
             if kinds.isdisjoint(needs):
                 raise ValueError(f"the {what} '{kind}' needs an experiment of kind {' or '.join(needs)}")
+        if any(table.kind == "stages" for table in self.table) and not any(e.tuned for e in self.experiment):
+            raise ValueError("the table 'stages' needs an experiment with tuned = true")
         return self
 
 

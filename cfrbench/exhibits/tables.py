@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from cfrbench import registry
-from cfrbench.exhibits.planning import Exhibit, Part, Row
+from cfrbench.exhibits.planning import FINE_TUNED, Exhibit, Part, Row
 from cfrbench.exhibits.recipe import MADE_OF, Experiment, TableSpec
 from cfrbench.exhibits.running import Finished
 from cfrbench.published import paper_value
@@ -60,9 +60,11 @@ def _finished(exhibit: Exhibit, one: Finished, spec: TableSpec) -> Table:
 def _lead(row: Row, one: Finished) -> tuple[str, ...]:
     """The first cells of a row's line, as `tables.comparison` writes them."""
     config = one.part.config
-    known: dict[Any, Any] = {"ssl": row.ssl, "title": row.title, "variant": row.variant, "labels": row.labels, "net": config.net,
-             "unlabelled": "?" if row.unlabelled is None else row.unlabelled, "model": config.model_name,
-                             "tune": config.tune}  # fmt: skip
+    known: dict[Any, Any] = {
+        "ssl": row.ssl, "title": row.title, "variant": row.variant, "labels": row.labels, "net": config.net,
+        "unlabelled": "?" if row.unlabelled is None else row.unlabelled, "model": config.model_name,
+        "tune": config.tune,
+    }  # fmt: skip
     return tables.leading_cells(known, one.result.facts)
 
 
@@ -129,7 +131,7 @@ def _line_rows(one: Finished | None, place: int, model: int) -> list[dict[Any, A
     if one is None or place >= len(one.part.config.labels) or one.result.cases.empty:
         return []
     guided = one.part.experiment.guided
-    ssl, variant = ("none", "pseudo-label") if model == 0 else (guided[model - 1], "cfr")
+    ssl, variant = (FINE_TUNED, "baseline") if model == 0 else (guided[model - 1], "cfr")
     rows = frames.summary(one.result.cases).to_dict("records")
     labels = one.part.config.labels[place]
     return [r for r in rows if (r["ssl"], r["variant"], r["labels"]) == (ssl, variant, labels)]
@@ -176,9 +178,8 @@ def _paper(part: Part, place: int, model: int) -> str:
 def _stage_notes(exhibit: Exhibit, finished: Sequence[Finished]) -> tuple[str, ...]:
     seeds = sorted({seed for one in finished for seed in one.part.config.seeds})
     notes = [
-        f"Means over cases, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; in brackets: against the "
-        "fine-tuned model.",
-        "The fine-tuned model is scored on the unlabelled cases, networks on the test cases.",
+        f"Means over test cases, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; in brackets: against the "
+        "fine-tuned model, which is scored on the same cases.",
         *exhibit.recipe.notes,
     ]
     for one in finished:
