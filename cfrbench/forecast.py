@@ -123,7 +123,9 @@ def kind_of_work(stage: str, recipe: Mapping[str, Any], recipes: Lookup) -> tupl
     elif stage == "predict":  # the method is gone by then, the network is not
         trained = _at(recipes, recipe["from"])
         work["net"] = [trained["net"], trained["settings"]["grid"], trained["settings"]["compute"]]
-    return digest(work), digest({name: value for name, value in work.items() if name != "ssl"})
+    # The windows are in a training's settings only where a method labels whole volumes itself.
+    others = {"settings": {name: value for name, value in settings.items() if stage != "train" or name != "inference"}}
+    return digest(work), digest({name: value for name, value in (work | others).items() if name != "ssl"})
 
 
 def units(stage: str, recipe: Mapping[str, Any], recipes: Lookup) -> int:

@@ -118,7 +118,7 @@ def _draw(one: Finished, words: Mapping[str, str], masks: Mapping[str, Masks], t
         rest = [Panel(_titled(label, truth, mask), shown, truth[:, :, at][box].T, mask[:, :, at][box].T, window)
                 for label, mask in own.items()]  # fmt: skip
         rows[f"{name}, slice {at}"] = [first, *rest]
-    pictures.draw_montage(rows, title, path)
+    pictures.draw_montage(rows, title, path, one.plan.study.source.class_names[1:])
 
 
 def _titled(label: str, truth: NDArray[Any], mask: NDArray[Any]) -> str:

@@ -227,7 +227,8 @@ def _row(study: Study, ssl: str, variant: str, budget: Budget, *, seed: int) -> 
         return Row(ssl, _title(ssl, study), variant, budget.label, None, budget.reason), None
     if variant == "pseudo-label" or ssl == FINE_TUNED:
         pseudo = sweep.pseudo_cell(study, budget.count, total, seed)
-        cell = pseudo if variant == "pseudo-label" else replace(pseudo, ssl=FINE_TUNED, variant=variant)
+        tested = replace(pseudo, ssl=FINE_TUNED, variant=variant, title=f"{pseudo.title}, on test cases")
+        cell = pseudo if variant == "pseudo-label" else tested
     else:
         try:
             cell = sweep.make_cell(ssl, variant, budget.count, total, seed)
@@ -257,7 +258,7 @@ def _chain(study: Study, cell: Cell) -> list[StageTask]:
     labelled = labels_of(study, cell.labels, cell.seed, study.split.test)
     usual = study.score(replace(cell, variant="pseudo-label"))
     recipe = {**usual.recipe, "from": {"stage": "pseudo", "key": labelled.key}}
-    score = task("score", f"score {cell.words}, test cases", recipe, (labelled.key,))
+    score = task("score", f"score {cell.words}", recipe, (labelled.key,))
     return [study.tune(cell.labels, cell.seed), labelled, score]
 
 

@@ -114,8 +114,11 @@ def draw_canvases(panels: Sequence[Panel], title: str, path: Path) -> None:
                 _show(axis, panel)
 
 
-def draw_montage(rows: Mapping[str, Sequence[Panel]], title: str, path: Path) -> None:
-    """Write a montage: a row of panels for each case, named on its left; lines as in `draw_canvases`."""
+def draw_montage(rows: Mapping[str, Sequence[Panel]], title: str, path: Path, classes: Sequence[str] = ()) -> None:
+    """Write a montage: a row of panels for each case, named on its left; lines as in `draw_canvases`.
+
+    ``classes`` are named below if there are several.
+    """
     columns = max(map(len, rows.values()))
     side = min(1.5, 11 / columns)  # inches: two columns of a journal hold eight panels
     with figure((0.3 + side * columns, 0.35 + (side + 0.3) * len(rows)), title, path) as sheet:
@@ -126,6 +129,8 @@ def draw_montage(rows: Mapping[str, Sequence[Panel]], title: str, path: Path) ->
                     _show(axis, panel, size=7)
             beside = {"transform": axes[0].transAxes, "rotation": 90, "va": "center", "ha": "right"}
             axes[0].text(-0.06, 0.5, name, fontsize=7, **beside)
+        if len(classes) > 1:
+            sheet.legend(_class_lines(len(classes)), classes, loc="outside lower center", ncols=7, frameon=False)
 
 
 def _show(axis: Any, panel: Panel, size: int = 9) -> None:
@@ -167,6 +172,18 @@ def files_of(path: Path) -> list[Path]:
     return [path] if path.suffix in UNDATED else [path.with_name(path.name + ending) for ending in UNDATED]
 
 
+def _class_lines(count: int) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    return [Line2D([], [], linewidth=1.6, **_look(number)) for number in range(1, count + 1)]
+
+
+def _look(number: int) -> dict[str, Any]:
+    """How the line of a class looks; more classes than colours begin again with another stroke."""
+    turn, colour = divmod(number - 1, len(COLOURS))
+    return {"color": COLOURS[colour], "linestyle": ("-", "-.", ":")[turn % 3]}
+
+
 def _contours(axis: Any, mask: NDArray[Any], *, dashed: bool = False) -> None:
     """A line around each class: coloured, or white dashes that show on any brightness."""
     from matplotlib.patheffects import withStroke
@@ -177,4 +194,5 @@ def _contours(axis: Any, mask: NDArray[Any], *, dashed: bool = False) -> None:
             lines = axis.contour(layer, levels=[0.5], colors="white", linewidths=0.9, linestyles="dashed")
             lines.set_path_effects([withStroke(linewidth=1.9, foreground="black")])
         else:
-            axis.contour(layer, levels=[0.5], colors=COLOURS[(number - 1) % len(COLOURS)], linewidths=1.4)
+            look = _look(int(number))
+            axis.contour(layer, levels=[0.5], colors=look["color"], linestyles=look["linestyle"], linewidths=1.4)

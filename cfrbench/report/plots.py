@@ -62,8 +62,11 @@ def draw_budgets(methods: Mapping[str, Mapping[str, Mapping[int, Score]]], title
             plot.set_title(name)
             for variant, scores in forms.items():
                 _line(plot, variant, name, scores)
+            if not any(math.isfinite(score.value) for scores in forms.values() for score in scores.values()):
+                plot.text(0.5, 0.6, "missing", transform=plot.transAxes, ha="center", style="italic")
             plot.set_xscale("log", base=2)
             plot.set_xticks(budgets, [str(n) for n in budgets])
+            plot.set_xlim(budgets[0] / 1.2, budgets[-1] * 1.2)
             plot.minorticks_off()
             plot.set_xlabel("labelled volumes")
             plot.legend(loc="lower right", frameon=False)
@@ -76,8 +79,10 @@ def _line(plot: Any, variant: str, name: str, scores: Mapping[int, Score]) -> No
     there = {n: score for n, score in sorted(scores.items()) if math.isfinite(score.value)}
     spreads = [score.spread if math.isfinite(score.spread) else 0.0 for score in there.values()]
     label = f"{name} + CFR" if variant == "cfr" else name
-    plot.errorbar(list(there), [score.value for score in there.values()], yerr=spreads if any(spreads) else None,
-                  label=label, capsize=2, linewidth=1.3, markersize=4, elinewidth=0.7, **LOOKS[variant])  # fmt: skip
+    beside = 1.03 if variant == "cfr" else 1 / 1.03  # so that bars of one budget do not hide each other
+    plot.errorbar([n * beside for n in there], [score.value for score in there.values()], label=label, capsize=2,
+                  yerr=spreads if any(spreads) else None, linewidth=1.3, markersize=4, elinewidth=0.7,
+                  **LOOKS[variant])  # fmt: skip
 
 
 def draw_methods(pairs: Sequence[Pair], bounds: Mapping[str, float], title: str, axis: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Recipes: every table and figure of the paper has one, says what the paper says, and a broken one breaks only itself."""
+"""Recipes: every table and figure has one that says what the paper says, and a broken one breaks only itself."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_table_and_figure_has_a_recipe_and_the_list_names_them_in_order() 
 def test_a_recipe_is_whole_and_is_called_as_the_paper_calls_it(name: str) -> None:
     found = recipe.load(name)
     kind, _, number = name.partition("-")
-    roman = dict(zip(range(1, 11), "I II III IV V VI VII VIII IX X".split(), strict=True))
+    roman = dict(zip(range(1, 11), ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X"], strict=True))
     assert found.title == (f"Table {roman[int(number)]}" if kind == "table" else f"Figure {number}")
     assert found.about.endswith(".")
     assert found.figure, "every exhibit draws something"
