@@ -27,7 +27,8 @@ DRAWINGS: dict[str, Callable[[Path], None]] = {
         [Pair("MT", Score(30, 5), NOTHING), Pair("DTC", NOTHING, None)], {"lower bound": 20.0, "upper": math.nan}, "t",
         "Dice", path),
     "quality": lambda path: plots.draw_quality([Dot("MT", 1, 70, 75), Dot("MT", 4, 70, 75)], "t", path),
-    "curves": lambda path: plots.draw_curves({f"M{n}": {"baseline": ([1, 2], [3.0, 2.0])} for n in range(5)}, "t", path),
+    "curves": lambda path: plots.draw_curves(
+        {f"M{n}": {"baseline": ([1, 2], [3.0, 2.0])} for n in range(5)}, "t", path),
     "ranks": lambda path: plots.draw_ranks({"MT": np.array([1, 1.5, 2]), "DTC": np.array([2, 1.5, 1])}, "t", path),
     "montage": lambda path: pictures.draw_montage(
         {"best": [pictures.Panel("truth", np.eye(4), None, np.eye(4, dtype=int)), pictures.Panel("MT", np.eye(4))]},
