@@ -14,6 +14,9 @@ from typer.testing import CliRunner
 from cfrbench.cli import app, reproduce  # noqa: F401 - it registers
 from cfrbench.exhibits import recipe
 from cfrbench.exhibits.showing import ENDINGS
+from tests.exhibits.conftest import Guest
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "cfrbench-toy-recipe"
 
 #: figure 12 has 16 labels, so the heart needs more cases than that; three test cases are a best, a median and a worst
 SMALL = {
@@ -24,8 +27,9 @@ DATA = ["--dataset", "phantom", "--dataset", "btcv=phantom-organs", "--dataset",
 MINUTES = 6
 #: what a recipe must show at least: figures drawn, and rows with a Dice in its first table
 WHOLE = {
-    "table-1": (2, 16), "table-2": (2, 16), "table-3": (3, 6), "table-4": (1, 6), "table-5": (2, 12), "table-6": (2, 11),
-    "table-7": (1, 6), "table-8": (1, 6), "table-9": (3, 6), "table-10": (1, 2), "figure-1": (1, 5), "figure-4": (1, 4),
+    "table-1": (2, 16), "table-2": (2, 16), "table-3": (3, 6), "table-4": (1, 6), "table-5": (2, 12),
+    "table-6": (2, 11), "table-7": (1, 6), "table-8": (1, 6), "table-9": (3, 6),
+    "table-10": (1, 2), "figure-1": (1, 5), "figure-4": (1, 4),
     "figure-5": (2, 3), "figure-6": (1, 2), "figure-7": (2, 1), "figure-8": (1, 9), "figure-9": (1, 5),
     "figure-10": (1, 9), "figure-11": (1, 5), "figure-12": (3, 28), "figure-13": (2, 14),
 }  # fmt: skip
@@ -46,6 +50,19 @@ def call(folder: Path, *more: str) -> dict[str, Any]:
     answer = json.loads(done.stdout)
     assert answer["refused"] == {}
     return {one["name"]: one for one in answer["exhibits"]}
+
+
+@pytest.mark.slow
+def test_the_example_package_makes_its_table(guest: Guest, tmp_path: Path) -> None:
+    guest("toy-table", (EXAMPLE / "cfrbench_toy_recipe" / "toy-table.toml").read_text(encoding="utf-8"))
+    small = {"shape": "[16,16,16]", "train": "3", "test": "2"}
+    options = [part for key, value in small.items() for part in ("--set", f"data.phantom.{key}={value}")]
+    done = CliRunner().invoke(app, ["reproduce", "toy-table", "--preset", "smoke", *options, "--store",
+                                    str(tmp_path / "store"), "-o", str(tmp_path)])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    _, *body = rows(tmp_path / "toy-table" / "toy-table.csv")
+    assert [row[0] for row in body] == ["V-Net, lower bound"] * 2 + ["Self-training"] * 2 + ["MT", "MT + CFR"] * 2 + [
+        body[-1][0]] * 2  # fmt: skip
 
 
 @pytest.mark.slow

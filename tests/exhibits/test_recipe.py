@@ -181,3 +181,14 @@ def test_the_example_package_registers_what_it_ships(guest: Guest) -> None:
     assert entries["cfrbench"] == {"recipe.toy-table": "cfrbench_toy_recipe"}
     guest("toy-table", (EXAMPLE / "cfrbench_toy_recipe" / "toy-table.toml").read_text(encoding="utf-8"))
     assert recipe.load("toy-table").title == "Toy table"
+
+
+def test_the_page_shows_the_example_as_it_is() -> None:
+    page = (EXAMPLE.parents[1] / "reproduce.md").read_text(encoding="utf-8")
+    assert f"```toml\n{(EXAMPLE / 'cfrbench_toy_recipe' / 'toy-table.toml').read_text(encoding='utf-8')}```" in page
+
+
+def test_the_page_names_every_kind_of_table_and_figure_and_every_key() -> None:
+    page = (EXAMPLE.parents[1] / "reproduce.md").read_text(encoding="utf-8")
+    assert all(f"`{kind}`" in page for kind in [*recipe.DRAWN_OF, *recipe.MADE_OF])
+    assert all(f"`{key}`" in page for key in Experiment.model_fields if key != "variants")
