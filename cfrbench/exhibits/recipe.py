@@ -19,7 +19,7 @@ from cfrbench.errors import PluginError, UsageError, suggest
 #: metrics in the order of tables
 Metric = Literal["dice", "jaccard", "asd", "hd95"]
 ExperimentKind = Literal["sweep", "concat", "scale", "tune"]
-TableKind = Literal["comparison", "by-class", "ablation", "stages"]
+TableKind = Literal["comparison", "by-class", "gains", "ranking", "paper", "costs", "ablation", "stages"]
 FigureKind = Literal[
     "budgets", "methods", "variants", "scales", "parameters", "curves", "quality", "ranks", "predictions", "pseudo"
 ]
@@ -31,7 +31,8 @@ DRAWN_OF: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 #: table -> the kinds of experiments it can be made of
 MADE_OF: dict[str, tuple[str, ...]] = {
-    "comparison": ("sweep",), "by-class": ("sweep",), "stages": ("sweep",), "ablation": ("concat", "scale", "tune"),
+    "comparison": ("sweep",), "by-class": ("sweep",), "gains": ("sweep",), "ranking": ("sweep",), "paper": ("sweep",),
+    "costs": ("sweep",), "stages": ("sweep",), "ablation": ("concat", "scale", "tune"),
 }  # fmt: skip
 
 

@@ -11,8 +11,12 @@ from cfrbench.exhibits.planning import FINE_TUNED, Exhibit, Part, Row
 from cfrbench.exhibits.recipe import MADE_OF, Experiment, TableSpec
 from cfrbench.exhibits.running import Finished
 from cfrbench.published import paper_value
-from cfrbench.report import ablations, frames, tables
+from cfrbench.report import ablations, findings, frames, tables
 from cfrbench.report.tables import MISSING, Table
+from cfrbench.reporting import remember
+
+#: kinds of tables that are the same for every run
+FINDINGS = ("gains", "ranking", "paper", "costs")
 
 
 def all_tables(exhibit: Exhibit, finished: Sequence[Finished]) -> dict[str, Table]:
@@ -23,9 +27,11 @@ def all_tables(exhibit: Exhibit, finished: Sequence[Finished]) -> dict[str, Tabl
             found[_free(exhibit.name, spec.kind, found)] = _stages(exhibit, finished)
             continue
         for one in finished:
-            if one.part.experiment.kind in MADE_OF[spec.kind]:
-                stem = _free(exhibit.name, stem_words(exhibit, one.part, spec.kind), found)
-                found[stem] = _finished(exhibit, one, spec)
+            if one.part.experiment.kind not in MADE_OF[spec.kind]:
+                continue
+            table = _finding(exhibit, one, spec) if spec.kind in FINDINGS else _planned(exhibit, one, spec)
+            if table.rows:
+                found[_free(exhibit.name, stem_words(exhibit, one.part, spec.kind), found)] = table
     return found
 
 
@@ -47,7 +53,14 @@ def _free(name: str, words: str, taken: Mapping[str, Any]) -> str:
     return stem
 
 
-def _finished(exhibit: Exhibit, one: Finished, spec: TableSpec) -> Table:
+def _finding(exhibit: Exhibit, one: Finished, spec: TableSpec) -> Table:
+    """A table of what the finished cells show (`cfrbench.report.findings`): missing ones have no row there."""
+    run = remember(one.plan.name, one.plan.store)
+    (table, *_) = [*findings.tables_of(run.cases, run.facts, run.costs, [spec.kind]), Table("", (), ())]
+    return replace(table, title=f"{exhibit.recipe.title}: {table.title}")
+
+
+def _planned(exhibit: Exhibit, one: Finished, spec: TableSpec) -> Table:
     """A table of one part, with the rows of the recipe, its title and its notes."""
     make = {"comparison": tables.comparison, "by-class": tables.by_class, "ablation": ablations.comparison}[spec.kind]
     cases, facts = one.result.cases, one.result.facts

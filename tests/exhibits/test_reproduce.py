@@ -42,6 +42,12 @@ bounds = ["lower"]
 kind = "comparison"
 metrics = ["dice", "hd95"]
 [[table]]
+kind = "gains"
+[[table]]
+kind = "paper"
+[[table]]
+kind = "costs"
+[[table]]
 kind = "stages"
 [[figure]]
 kind = "methods"
@@ -100,7 +106,9 @@ def test_tables_come_in_every_format_and_figures_as_png_and_pdf(home: Path) -> N
     assert set(ENDINGS) == set(writers.FORMATS)
     for ending in ENDINGS.values():
         assert (out / f"tiny{ending}").stat().st_size > 200
-        assert (out / f"tiny-stages{ending}").stat().st_size > 200
+        for kind in ("gains", "costs", "stages"):
+            assert (out / f"tiny-{kind}{ending}").stat().st_size > 200
+        assert not (out / f"tiny-paper{ending}").exists(), "the paper has no phantom"
     for kind in ("methods", "budgets", "quality", "curves", "ranks", "predictions", "pseudo"):
         assert (out / f"tiny-{kind}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / f"tiny-{kind}.pdf").read_bytes().startswith(b"%PDF")
