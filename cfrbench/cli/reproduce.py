@@ -147,7 +147,7 @@ def _say(exhibit: Exhibit) -> None:
     for note in dict.fromkeys(note for part in exhibit.parts for note in part.notes):
         typer.echo(note, err=True)
     for missing in exhibit.missing:
-        typer.secho(f"missing: {missing}", err=True, fg=typer.colors.YELLOW)
+        typer.secho(f"Missing: {missing}", err=True, fg=typer.colors.YELLOW)
 
 
 def _print(shown: Shown, failed: dict[str, str], folder: Path) -> None:

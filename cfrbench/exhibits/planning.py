@@ -52,6 +52,11 @@ class Row:
     unlabelled: int | None
     reason: str = ""
 
+    @property
+    def words(self) -> str:
+        """``MT + CFR (1)``."""
+        return f"{self.title}{' + CFR' * (self.variant == 'cfr')} ({self.labels})"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -63,6 +68,16 @@ class Part:
     rows: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
     reason: str = ""
+    budgets: tuple[int | None, ...] = ()  # labelled cases, in the place of each of the labels; None: no such budget
+
+    @property
+    def missing(self) -> list[str]:
+        """Rows that will not be computed, those of one reason together."""
+        found = []
+        for reason in dict.fromkeys(row.reason for row in self.rows if row.reason):
+            names = dict.fromkeys(row.words for row in self.rows if row.reason == reason)
+            found.append(f"{', '.join(names)}. {reason}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -81,9 +96,8 @@ class Exhibit:
     @property
     def missing(self) -> list[str]:
         """What will not be computed, one sentence each."""
-        whole = [f"{part.config.dataset}: {part.reason}" for part in self.parts if part.reason]
-        rows = [f"{row.title} ({row.labels}): {row.reason}" for part in self.parts for row in part.rows if row.reason]
-        return list(dict.fromkeys([*whole, *rows]))
+        whole = [f"{part.config.dataset}. {part.reason}" for part in self.parts if part.reason]
+        return list(dict.fromkeys([*whole, *(words for part in self.parts if part.plan for words in part.missing)]))
 
 
 def prepare(name: str, recipe: Recipe, asked: Overrides, store: Path) -> Exhibit:
@@ -164,17 +178,18 @@ def _sweep(name: str, experiment: Experiment, study: Study, own_labels: bool, st
         for row, cell in _rows(experiment, study, budgets, seed):
             rows.append(row)
             cells += [] if cell is None else [cell]
-    if not cells:
+    counts = tuple(budget.count for budget in budgets)
+    if not cells or all(count is None for count in counts):  # an upper bound alone would answer nothing
         return Part(experiment, study.config, rows=_once(rows), notes=notes, reason=_why(rows))
     if experiment.guided:
         sweep.check_pair(study)
     methods = tuple(dict.fromkeys(cell.ssl for cell in cells if cell.ssl not in ("none", FINE_TUNED)))
-    counts = tuple(dict.fromkeys(b.count for b in budgets if b.count is not None))
+    there = tuple(dict.fromkeys(count for count in counts if count is not None))
     bounds = {"bounds": bool(experiment.bounds), "baseline": not experiment.twins_only}
-    config = study.config.model_copy(update={"ssl": methods, "labels": counts, **bounds})
+    config = study.config.model_copy(update={"ssl": methods, "labels": there, **bounds})
     study, run = study.vary(config), _run_name(name, "sweep", config, experiment)
     plan = sweep.plan_chains(study, {cell: _chain(study, cell) for cell in cells}, run, store)
-    return Part(experiment, config, plan, _once(rows), notes)
+    return Part(experiment, config, plan, _once(rows), notes, budgets=counts)
 
 
 def _once(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -186,7 +201,7 @@ def _why(rows: Sequence[Row]) -> str:
 
 
 def _budgets(experiment: Experiment, study: Study, own_labels: bool) -> tuple[list[Budget], tuple[str, ...]]:
-    """Each budget once, and what differs from the paper's."""
+    """The budget in the place of each label, and what differs from the paper's."""
     found, notes = [], []
     for place, label in enumerate(study.config.labels):
         try:
@@ -197,7 +212,7 @@ def _budgets(experiment: Experiment, study: Study, own_labels: bool) -> tuple[li
         paper = experiment.paper_budget(place) if own_labels else budget.count
         if budget.count is not None and paper not in (budget.count, label):
             notes.append(f"Budget '{label}': {budget.count} labelled cases here, {paper} in the paper.")
-    return list({(b.count, b.label if b.count is None else ""): b for b in found}.values()), tuple(notes)
+    return found, tuple(notes)
 
 
 def _rows(
@@ -206,6 +221,7 @@ def _rows(
     """Every row that the recipe asks for with its cell, in the order of tables; no cell where it cannot be."""
     total = len(study.split.train)
     one = partial(_row, study, seed=seed)
+    budgets = list({(b.count, b.label if b.count is None else ""): b for b in budgets}.values())
     if "lower" in experiment.bounds:
         yield from (one(sweep.SUPERVISED, "baseline", budget) for budget in budgets)
     if "upper" in experiment.bounds:

@@ -82,18 +82,12 @@ def _lead(row: Row, one: Finished) -> tuple[str, ...]:
 
 
 def _missing_notes(one: Finished) -> Iterator[str]:
-    for reason in dict.fromkeys(row.reason for row in one.part.rows if row.reason):
-        rows = [row for row in one.part.rows if row.reason == reason]
-        yield f"Missing: {', '.join(dict.fromkeys(_words(row) for row in rows))}. {reason}"
+    yield from (f"Missing: {words}" for words in one.part.missing)
     for title, reason in one.result.failures.items():
         yield f"Failed: {title}. {reason}"
     waiting = sum(one.artifact("score", cell) is None for cell in one.plan.chains) - len(one.result.failures)
     if waiting > 0:
         yield f"Unfinished: {waiting} of {len(one.plan.chains)} cells are not computed yet."
-
-
-def _words(row: Row) -> str:
-    return f"{row.title}{' + CFR' * (row.variant == 'cfr')} ({row.labels})"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -141,12 +135,12 @@ def _title(ssl: str) -> str:
 
 def _line_rows(one: Finished | None, place: int, model: int) -> list[dict[Any, Any]]:
     """The rows of the summary (one, or none) that stand in a line of the table."""
-    if one is None or place >= len(one.part.config.labels) or one.result.cases.empty:
+    if one is None or place >= len(one.part.budgets) or one.result.cases.empty:
         return []
     guided = one.part.experiment.guided
     ssl, variant = (FINE_TUNED, "baseline") if model == 0 else (guided[model - 1], "cfr")
     rows = frames.summary(one.result.cases).to_dict("records")
-    labels = one.part.config.labels[place]
+    labels = one.part.budgets[place]
     return [r for r in rows if (r["ssl"], r["variant"], r["labels"]) == (ssl, variant, labels)]
 
 

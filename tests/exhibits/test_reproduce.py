@@ -22,7 +22,7 @@ from cfrbench.exhibits.planning import Overrides
 from cfrbench.exhibits.showing import ENDINGS
 from cfrbench.report import writers
 from tests.exhibits.conftest import forget
-from tests.guests import install
+from tests.guests import METHOD, install
 
 SMALL = {"data.phantom.train": 3, "data.phantom.test": 2, "data.phantom.shape": [16, 16, 16]}
 OPTIONS = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
@@ -247,8 +247,9 @@ def test_all_goes_on_without_what_cannot_be_made(tmp_path: Path) -> None:
     exhibits, refused = planning.prepare_all(
         ["all"], Overrides({"la": "phantom"}, {}, "smoke", None, None, SMALL), tmp_path
     )
-    assert {"table-1", "table-3", "figure-12"} <= {exhibit.name for exhibit in exhibits}
-    assert {"table-2", "table-5"} <= set(refused)
+    assert {"table-3", "figure-12"} <= {exhibit.name for exhibit in exhibits}
+    assert {"table-2", "table-5"} <= set(refused), "data that are not there"
+    assert "table-1" in refused, "more labels than these few cases"
     assert set(recipe.names()) == {exhibit.name for exhibit in exhibits} | set(refused)
 
 
@@ -259,6 +260,41 @@ def test_replacements_are_for_one_name_or_for_the_rest() -> None:
     for wrong in (["a", "b"], ["la="], [""]):
         with pytest.raises(ConfigError):
             parse_replacements(wrong)
+
+
+def test_budgets_that_the_data_do_not_have_are_an_error_before_anything_runs(tmp_path: Path) -> None:
+    asked = Overrides({"": "phantom"}, {}, "smoke", (30, 40), None, SMALL)
+    with pytest.raises(UsageError, match="30 labelled cases were asked for"):
+        planning.prepare("table-5", recipe.load("table-5"), asked, tmp_path)
+
+
+def test_a_missing_first_budget_does_not_shift_the_second(tmp_path: Path) -> None:
+    asked = Overrides({"": "phantom"}, {}, "smoke", (30, 1), None, SMALL)
+    part, *_ = planning.prepare("table-9", recipe.load("table-9"), asked, tmp_path).parts
+    assert part.budgets == (None, 1)
+    assert part.config.labels == (1,)
+    (words,) = part.missing
+    assert words.startswith("MT + CFR (30), ACMT + CFR (30), tiny")
+    assert words.count("30 labelled cases were asked for") == 1
+
+
+def test_a_failed_cell_is_missing_with_its_reason_and_the_rest_is_shown(home: Path, tmp_path: Path) -> None:
+    text = TINY.replace('["nobodys-method", "mt"]', '["broken-inside"]').replace('guided = ["mt"]\ntuned = true', "")
+    plugins = {"ssl.broken-inside": ("guest_failing", METHOD.format(name="broken-inside", title="B")),
+               "recipe.failing": ("guest_failing_recipe", "")}  # fmt: skip
+    install(home, "dist-failing", plugins)
+    (home / "failing.toml").write_text(text.partition('[[table]]\nkind = "gains"')[0], encoding="utf-8")
+    forget()
+    done = call("failing", "--dataset", "phantom", "--preset", "smoke", *OPTIONS, "--store", str(home / "store"), "-o",
+                str(tmp_path), "--json")  # fmt: skip
+    assert done.exit_code == 1
+    (answer,) = json.loads(done.stdout)["exhibits"]
+    assert "never called" in next(iter(answer["failed"].values()))
+    found = {row["Method"]: row["Dice (%)"] for row in rows(tmp_path / "failing" / "failing.csv")
+             if row["Lab./unlab."].startswith("1/")}  # fmt: skip
+    assert found["B"] == ""
+    assert found["V-Net, lower bound"] != ""
+    assert "Failed: train B" in (tmp_path / "failing" / "failing.md").read_text(encoding="utf-8")
 
 
 def test_one_budget_is_enough_for_an_ablation(tmp_path: Path) -> None:
