@@ -42,6 +42,16 @@ UNGUIDED = "no guidance"
 VERBS = {"tune": "fine-tune", "pseudo": "pseudo-labels of"}
 
 
+class Row(Frozen):
+    """A variant spelled out: its name in the table, and what it has in place of the base's; None = the base's own."""
+
+    label: str
+    concat: str | None = None
+    tune: str | None = None
+    model: str | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
 class Ablation(Frozen):
     """One request: ``base`` says everything that the variants share."""
 
@@ -52,6 +62,8 @@ class Ablation(Frozen):
     #: n of n x n slices on a canvas, for the strategy `scaled`; None = `SCALES`, or the sweep of `sweep_scales`
     scales: tuple[int, ...] | None = None
     cases: int | None = Field(None, ge=1, description="score the first so many unlabelled cases; None = all")
+    #: variants that differ in several things at once, in place of those that the kind has
+    rows: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,6 +185,8 @@ def _protocol(kind: Kind, study: Study) -> list[str]:
 
 def variants(request: Ablation, study: Study) -> list[Variant]:
     """Every variant that is asked for, in table order; unknown names are errors."""
+    if request.rows:
+        return [_spelled_out(request.base, row) for row in request.rows]
     if request.kind == "concat":
         return [v for name in request.names or built_in("concat") for v in _strategies(request, name)]
     if request.kind == "scale":
@@ -182,6 +196,13 @@ def variants(request: Ablation, study: Study) -> list[Variant]:
         return [_tuner(request.base, name) for name in request.names or built_in("tune")]
     guided = [Variant(label, _with(request.base, values)) for label, values in GUIDANCE.items()]
     return [Variant(UNGUIDED, request.base, baseline=True), *guided]
+
+
+def _spelled_out(base: RunConfig, row: Row) -> Variant:
+    choices = {kind: name for kind in ("concat", "tune", "model") if (name := getattr(row, kind)) is not None}
+    for kind, name in choices.items():
+        registry.find(kind, name)
+    return Variant(row.label, _with(base, row.set, **choices))
 
 
 def built_in(kind: str) -> list[str]:

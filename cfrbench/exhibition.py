@@ -27,6 +27,7 @@ from cfrbench.sweep import Result
 from cfrbench.volume import IGNORE
 
 Draw = Callable[[Path], None]
+PSEUDO_DICE = "Dice of pseudo-labels (%)"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -63,23 +64,42 @@ def _pictures(
     result: Result, rows: list[dict[Any, Any]], about: list[Mapping[str, Any]], store: Path
 ) -> Iterator[tuple[str, Draw]]:
     """File name and drawing of each picture that this kind of ablation has."""
-    ablation = result.facts["ablation"]
-    kind, seeds = ablation["kind"], len(rows[0]["seeds"])
-    title = f"{tables.heading(result.facts)}, {ablation['labels']} labelled"
-    what = "Dice (%)" if kind == "pseudo" else "Dice of pseudo-labels (%)"
-    axis = f"{what}, ± {f'{seeds} seeds' if seeds > 1 else 'cases'}"
-    bars = [charts.Bar(row["title"], row["dice"], charts.spread_of(row), row["title"] == "grid") for row in rows]
+    kind = result.facts["ablation"]["kind"]
+    title, what = title_of(result), "Dice (%)" if kind == "pseudo" else PSEUDO_DICE
+    axis, bars = f"{what}, {spread_words(rows)}", bars_of(rows)
     yield "dice.png", partial(charts.draw_bars, bars, title, axis)
     curve = [(one["scale"], bar) for one, bar in zip(about, bars, strict=True) if one["scale"]]
     if len(curve) > 1:
         grid = next((bar for bar in bars if bar.highlighted), None)
         yield "scale.png", partial(charts.draw_curve, curve, grid, title, axis)
-    points = [charts.Point(row["title"], one["parameters"], one["trainable_parameters"], row["dice"])
-              for row, one in zip(rows, about, strict=True) if one["parameters"]]  # fmt: skip
+    points = points_of(rows, about)
     if kind == "tune" and points:
         yield "parameters.png", partial(charts.draw_parameters, points, title, what)
     if kind != "pseudo":
         yield "canvases.png", partial(_draw_predictions, result, [row["title"] for row in rows], Store(store))
+
+
+def title_of(result: Result) -> str:
+    """Data set and budget of an ablation."""
+    return f"{tables.heading(result.facts)}, {result.facts['ablation']['labels']} labelled"
+
+
+def spread_words(rows: Sequence[Mapping[Any, Any]]) -> str:
+    """What the spread in the charts of a summary's rows is that of."""
+    seeds = len(rows[0]["seeds"])
+    return f"± {seeds} seeds" if seeds > 1 else "± cases"
+
+
+def bars_of(rows: Sequence[dict[Any, Any]]) -> list[charts.Bar]:
+    """A bar for each row of an ablation's summary; the paper's strategy stands out."""
+    return [charts.Bar(row["title"], row["dice"], charts.spread_of(row), row["title"] == "grid") for row in rows]
+
+
+def points_of(rows: Sequence[Mapping[Any, Any]], about: Sequence[Mapping[str, Any]]) -> list[charts.Point]:
+    """Quality and parameters of each variant whose parameters were counted; the paper's choice stands out."""
+    return [charts.Point(row["title"], one["parameters"], one["trainable_parameters"], row["dice"],
+                         (one["concat"], one["tune"]) == ("grid", "lora"))
+            for row, one in zip(rows, about, strict=True) if one["parameters"]]  # fmt: skip
 
 
 def _draw_predictions(result: Result, labels: Sequence[str], home: Store, path: Path) -> None:

@@ -75,18 +75,18 @@ def _cells(repeat: Repeat, most: int) -> Iterator[tuple[Cell, Study]]:
     for seed in dict.fromkeys(config.seeds):
         for n in dict.fromkeys([*budgets, most]) if config.bounds or SUPERVISED in config.ssl else ():
             whole = n == most
-            yield _cell(SUPERVISED, "baseline", n, total, seed, repeat, whole), base if whole else study
+            yield make_cell(SUPERVISED, "baseline", n, total, seed, repeat, whole), base if whole else study
         for labels in budgets:
             if guided and labels == total:
                 raise ConfigError(f"With {labels} of {total} training cases labelled, nothing is left unlabelled for "
                                   f"{', '.join(m.name for m in guided)}. Ask for fewer labels.")  # fmt: skip
             for method in guided:
                 for variant in ("baseline", "cfr") if config.baseline else ("cfr",):
-                    yield _cell(method.name, variant, labels, total, seed, repeat), study
+                    yield make_cell(method.name, variant, labels, total, seed, repeat), study
             if guided and _scorable(study, labels):
-                yield _pseudo_cell(study, labels, total, seed, repeat), study
+                yield pseudo_cell(study, labels, total, seed, repeat), study
     if guided:
-        _check_pair(study)
+        check_pair(study)
 
 
 def _scorable(study: Study, labels: int) -> bool:
@@ -94,21 +94,24 @@ def _scorable(study: Study, labels: int) -> bool:
     return not study.source.without_label().issuperset(study.split.unlabelled(labels))
 
 
-def _check_pair(study: Study) -> None:
+def check_pair(study: Study) -> None:
+    """PluginError if the fine-tuner of a study does not fit its foundation model."""
     tuner = registry.load("tune", study.config.tune)()
     model = registry.load("model", study.config.model_name)()
     check_fit(tuner, model)
 
 
-def _cell(
+def make_cell(
     name: str, variant: str, labels: int, total: int, seed: int, repeat: Repeat, whole: bool = False
 ) -> Cell:  # fmt: skip
+    """The cell of an SSL method with ``labels`` of ``total`` training cases labelled; whole: with all there are."""
     method = registry.load("ssl", name)
     unlabelled = total - labels if method.uses_unlabelled else 0
     return Cell(name, method.title, variant, labels, unlabelled, seed, **_where(repeat, whole))
 
 
-def _pseudo_cell(study: Study, labels: int, total: int, seed: int, repeat: Repeat) -> Cell:
+def pseudo_cell(study: Study, labels: int, total: int, seed: int, repeat: Repeat) -> Cell:
+    """The cell of the fine-tuned model itself, scored on its pseudo-labels."""
     model = registry.load("model", study.config.model_name)
     title = f"{model.title} + {study.config.tune}"
     return Cell("none", title, "pseudo-label", labels, total - labels, seed, **_where(repeat))

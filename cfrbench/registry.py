@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +31,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "data": ("data_sources", "DataSource", "data set"),
     "executor": ("executors", "Executor", "executor"),
     "observer": ("", "", "observer"),
+    "recipe": ("", "", "recipe"),
 }
 
 
@@ -121,6 +123,37 @@ def load_observer(name: str) -> ModuleType:
     return module
 
 
+def load_recipe(name: str) -> tuple[Path, dict[str, Any]]:
+    """Where a recipe (`cfrbench.exhibits`) lies and what its TOML says; PluginError with the reason if it is broken.
+
+    It is ``NAME.toml`` in the package, or beside the module, of its entry point. A recipe is data: nothing of its
+    distribution is run, except that finding a module inside a package imports the package.
+    """
+    import tomllib
+
+    plugin = find("recipe", name)
+    path = _folder(plugin) / f"{plugin.name}.toml"
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PluginError(f"The recipe '{plugin.name}' of {plugin.distribution} cannot be read from {path}: {error}. "
+                          f"Repair or uninstall {plugin.distribution}.") from error  # fmt: skip
+
+
+def _folder(plugin: Plugin) -> Path:
+    """The folder of a package, or the one that a module lies in."""
+    import importlib.util
+
+    try:
+        spec = importlib.util.find_spec(plugin.module)
+    except (Exception, SystemExit) as error:  # a parent package is a guest like any other
+        raise _broken_import(plugin, error) from error
+    if spec is None:
+        raise _broken_import(plugin, ModuleNotFoundError(f"no module named '{plugin.module}'"))
+    places = list(spec.submodule_search_locations or [])
+    return Path(places[0]) if places else Path(str(spec.origin)).parent
+
+
 def observers() -> pluggy.PluginManager:
     """A manager on which observers are registered; calling its hooks reaches them all."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -152,8 +185,9 @@ def _state(plugin: Plugin, check: bool) -> Listing:
     # Built-ins are tested as a whole; only guests are imported for a plain listing, so that it answers at once.
     if not check and plugin.distribution == "cfrbench":
         return Listing(plugin, "ok")
+    loaders = {"observer": load_observer, "recipe": load_recipe}
     try:
-        load_observer(plugin.name) if plugin.kind == "observer" else load(plugin.kind, plugin.name)
+        loaders[plugin.kind](plugin.name) if plugin.kind in loaders else load(plugin.kind, plugin.name)
     except PluginError as error:
         return Listing(plugin, "broken", str(error))
     return Listing(plugin, "ok")
@@ -169,10 +203,14 @@ def _import(plugin: Plugin) -> ModuleType:
     try:
         return importlib.import_module(plugin.module)
     except (Exception, SystemExit) as error:  # whatever a guest raises on import must be reported, not spread
-        raise PluginError(
-            f"The plug-in '{plugin.kind}.{plugin.name}' of {plugin.distribution} {plugin.version} cannot be imported "
-            f"({plugin.module}: {type(error).__name__}: {error}). Repair or uninstall {plugin.distribution}."
-        ) from error
+        raise _broken_import(plugin, error) from error
+
+
+def _broken_import(plugin: Plugin, error: BaseException) -> PluginError:
+    return PluginError(
+        f"The plug-in '{plugin.kind}.{plugin.name}' of {plugin.distribution} {plugin.version} cannot be imported "
+        f"({plugin.module}: {type(error).__name__}: {error}). Repair or uninstall {plugin.distribution}."
+    )
 
 
 def _manager(plugin: Plugin, module: ModuleType) -> pluggy.PluginManager:

@@ -91,13 +91,19 @@ def plan(config: RunConfig, store: Path, looking: Looking = unseen) -> Plan:
 
     Images of which no signature is known are read once, to find copies between lists; ``looking`` hears of each.
     """
-    config = with_data_root(config, store)
-    study = study_of(config)
+    study = study_of(with_data_root(config, store))
     repeats = repeats_of(study)
     refuse_leaks(study.source, [r.split for r in repeats], study.fingerprint, store / SIGNATURES, looking)
     chains = {cell: own.chain(cell) for cell, own in cells_of(repeats).items()}
+    return plan_chains(study, chains, _run_name(study.config), store, repeats)
+
+
+def plan_chains(
+    study: Study, chains: dict[Cell, list[StageTask]], name: str, store: Path, repeats: tuple[Repeat, ...] = ()
+) -> Plan:
+    """The plan of these cells, each with its chain of stages; its record will be called ``name``."""
     todo, reused = missing(chains.values(), Store(store))
-    return Plan(study, chains, todo, reused, _run_name(study.config), store, repeats)
+    return Plan(study, chains, todo, reused, name, store, repeats)
 
 
 def missing(chains: Iterable[Sequence[StageTask]], home: Store) -> tuple[tuple[StageTask, ...], int]:

@@ -231,5 +231,7 @@ def test_observers_are_checked_for_their_hook_names(guest: Install) -> None:
 def test_every_built_in_loads_and_keeps_its_contract(plugin: registry.Plugin) -> None:
     if plugin.kind == "observer":
         assert registry.load_observer(plugin.name)
+    elif plugin.kind == "recipe":
+        assert registry.load_recipe(plugin.name)[1]["title"]
     else:
         assert registry.load(plugin.kind, plugin.name).name == plugin.name

@@ -37,7 +37,8 @@ FLOORS = [
     stages
     sweep ablation
     reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
-    cards
+    cards forecast
+    exhibits
     cli
     """.strip().splitlines()
 ]

@@ -61,6 +61,7 @@ def main() -> None:
         plugins,
         predict,
         report,
+        reproduce,
         run,
         ssl,
     )

@@ -68,3 +68,16 @@ def parse_set(pairs: list[str] | None) -> dict[str, Any]:
             raise ConfigError(f"--set {pair} has no '='. Write KEY=VALUE, for example training.steps=1800.")
         values[key.strip()] = parse_value(text.strip())
     return values
+
+
+def parse_replacements(values: list[str] | None) -> dict[str, str]:
+    """``["phantom", "btcv=organs"]`` -> ``{"": "phantom", "btcv": "organs"}``; "" stands for whatever is not named."""
+    found: dict[str, str] = {}
+    for value in values or []:
+        old, sign, new = value.partition("=")
+        key, chosen = (old, new) if sign else ("", old)
+        if not chosen:
+            raise ConfigError(f"'{value}' names nothing. Write NAME, or OLD=NEW.")
+        if found.setdefault(key, chosen) != chosen:
+            raise ConfigError(f"'{value}' and '{found[key]}' contradict each other. Give one of them.")
+    return found

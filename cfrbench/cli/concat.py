@@ -38,7 +38,7 @@ def list_() -> None:
 
 @concat.command(epilog=EXAMPLES)
 def show(
-    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG or PDF to write.")],
     strategy: Annotated[str, typer.Option(help="NAME or NAME:OPTION=VALUE.")] = "grid",
     dataset: Annotated[str, typer.Option(help="Data set.")] = "phantom",
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
@@ -56,13 +56,14 @@ def show(
 ) -> None:
     """Draw what a foundation model sees of a case under a strategy: its middle crop, with the labels' outlines."""
     from cfrbench import ablation, exhibition
+    from cfrbench.report.pictures import checked_path
 
     values = parse_set(set_) | ({} if canvas is None else {"tuning.canvas": canvas})
     root = None if data_root is None else data_root.expanduser().absolute()
     base = validate(RunConfig, {"dataset": dataset, "data_root": root, "preset": preset, "model": model, "set": values},
                     "the command line")  # fmt: skip
     config = ablation.named(base, "concat", strategy).config
-    found = exhibition.show_canvases(config, case, output, most=most, done=done)
+    found = exhibition.show_canvases(config, case, checked_path(output), most=most, done=done)
     typer.echo(json.dumps(found) if as_json else _words(strategy, found, output))
 
 

@@ -89,15 +89,16 @@ def check(
 
 def show(
     name: NameArgument,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG or PDF to write.")],
     cases: Annotated[str | None, typer.Option(help="These cases, comma-separated.  [default: the first 12]")] = None,
     data_root: RootOption = None, set_: SetOption = None, store: StoreOption = DEFAULT_STORE,
 ) -> None:  # fmt: skip
     """Draw the slice of each case with most labelled voxels, a coloured line around each class."""
     from cfrbench import montage
+    from cfrbench.report.pictures import checked_path
 
     source = _source(name, data_root, set_, store)
-    drawn = montage.draw_cases(source, parse_names(cases), output)
+    drawn = montage.draw_cases(source, parse_names(cases), checked_path(output))
     typer.echo(f"{output}: {', '.join(drawn)}")
 
 

@@ -71,7 +71,7 @@ def show(tables: Sequence[Table], format_: str, output: Path | None) -> None:
 @app.command(epilog="Example:  cfrbench picture latest -o picture.png --ssl mt --labels 1")
 def picture(
     run: Annotated[str, typer.Argument(help="A run's name, a prefix of it, or latest.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG to write.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The PNG or PDF to write.")],
     ssl: Annotated[str | None, typer.Option(help="Which method.  [default: the first]")] = None,
     labels: Annotated[int | None, typer.Option(help="Which budget.  [default: the first]")] = None,
     seed: Annotated[int | None, typer.Option(help="Which seed.  [default: the first]")] = None,
@@ -81,9 +81,10 @@ def picture(
 ) -> None:
     """Draw image, truth, baseline and CFR twin on the test case of median gain."""
     from cfrbench import montage
+    from cfrbench.report.pictures import checked_path
 
     wanted = {"ssl": ssl, "labels": labels, "seed": seed, "fold": fold, "choice": label_seed}
-    case = montage.draw_run(run, store, output, wanted)
+    case = montage.draw_run(run, store, checked_path(output), wanted)
     typer.echo(f"{output}: case {case}")
 
 

@@ -57,7 +57,7 @@ def run(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; part of what makes numbers equal.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp32-fast, bf16, fp16.")] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Stages at a time.  [default: what there is room for]")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Stages at a time.  [default: what fits here]")] = None,
     executor: Annotated[str, typer.Option(help="Where stages run.")] = "local",
     log: Annotated[str | None, typer.Option(help="More observers, comma-separated, e.g. tensorboard.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,

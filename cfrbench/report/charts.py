@@ -19,7 +19,7 @@ MARKERS = "osD^vP*X<>hpd"
 
 @dataclass(frozen=True)
 class Bar:
-    """One value with its spread (None: no spread to show)."""
+    """One value (NaN: missing, which is written) with its spread (None: no spread to show)."""
 
     label: str
     value: float
@@ -35,6 +35,7 @@ class Point:
     parameters: float
     trainable: float
     value: float
+    highlighted: bool = False
 
 
 def draw_bars(bars: Sequence[Bar], title: str, axis: str, path: Path) -> None:
@@ -42,8 +43,11 @@ def draw_bars(bars: Sequence[Bar], title: str, axis: str, path: Path) -> None:
     with figure((6.4, 0.9 + 0.36 * len(bars)), title, path) as sheet:
         plot = sheet.subplots()
         plot.set_xlabel(axis, fontsize=9)
-        reach = max(bar.value + (bar.spread or 0) for bar in bars)
+        reach = max((bar.value + (bar.spread or 0) for bar in bars if math.isfinite(bar.value)), default=1.0)
         for row, bar in enumerate(bars):
+            if not math.isfinite(bar.value):
+                plot.text(0.015 * reach, row, "missing", va="center", fontsize=8, style="italic")
+                continue
             plot.barh(row, bar.value, color=DARK if bar.highlighted else LIGHT, edgecolor=LINE, linewidth=0.6)
             if bar.spread:
                 plot.errorbar(bar.value, row, xerr=bar.spread, color=LINE, capsize=2.5, linewidth=0.9)
@@ -51,7 +55,7 @@ def draw_bars(bars: Sequence[Bar], title: str, axis: str, path: Path) -> None:
         plot.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=9)
         plot.invert_yaxis()
         plot.set_xlim(0, 1.12 * reach or 1)
-        _plain(plot)
+        plain_axes(plot)
 
 
 def draw_curve(points: Sequence[tuple[int, Bar]], reference: Bar | None, title: str, axis: str, path: Path) -> None:
@@ -68,28 +72,29 @@ def draw_curve(points: Sequence[tuple[int, Bar]], reference: Bar | None, title: 
         plot.set_xticks(places, [f"{n} x {n}" for n in places], fontsize=9)
         plot.set_xlabel("slices on a canvas", fontsize=9)
         plot.set_ylabel(axis, fontsize=9)
-        _plain(plot)
+        plain_axes(plot)
 
 
 def draw_parameters(points: Sequence[Point], title: str, axis: str, path: Path) -> None:
     """Write a PNG with quality over all parameters (left) and over those that train (right), as in Figure 1."""
     from matplotlib.ticker import NullFormatter
 
-    with figure((9.6, 3.8), title, path) as sheet:
+    with figure((7.16, 2.9), title, path) as sheet:
         sides = sheet.subplots(1, 2, sharey=True)
         for plot, name in zip(sides, ("parameters", "trainable"), strict=True):
             shown = [point for point in points if getattr(point, name) > 0]
             for point in shown:
                 turn, shape = divmod(points.index(point), len(MARKERS))
-                plot.scatter(getattr(point, name) / 1e6, point.value, marker=MARKERS[shape], s=52, label=point.label,
-                             color=(LIGHT, DARK)[(shape + turn) % 2], edgecolor=LINE, linewidth=0.8)  # fmt: skip
+                colour = DARK if point.highlighted else (LIGHT, "white")[turn % 2]
+                plot.scatter(getattr(point, name) / 1e6, point.value, marker=MARKERS[shape], s=45, label=point.label,
+                             color=colour, edgecolor=LINE, linewidth=0.8)  # fmt: skip
             counts = [getattr(point, name) for point in shown]
             if counts and max(counts) > 10 * min(counts):
                 plot.set_xscale("log")
                 plot.xaxis.set_minor_formatter(NullFormatter())
             plot.margins(0.12)
             plot.set_xlabel(f"{'trainable ' * (name == 'trainable')}parameters (millions)", fontsize=9)
-            _plain(plot)
+            plain_axes(plot)
         sides[0].set_ylabel(axis, fontsize=9)
         handles, labels = sides[0].get_legend_handles_labels()
         sheet.legend(handles, labels, loc="outside right center", fontsize=8, frameon=False)
@@ -103,6 +108,7 @@ def spread_of(row: dict[Any, Any]) -> float | None:
     return None
 
 
-def _plain(plot: Any) -> None:
+def plain_axes(plot: Any) -> None:
+    """Axes without the lines above and on the right."""
     plot.spines[["top", "right"]].set_visible(False)
     plot.tick_params(labelsize=8)

@@ -1,8 +1,8 @@
 """What the scores of a run show: each gain with its uncertainty, the rows of each budget ranked. Frames in, frames out.
 
 Rows are paired by seed, case and class; what one of them lacks is left out of both. A case's difference is the mean
-over its classes, then over the seeds (with several choices of labelled cases: over "choice/seed"); cases are the unit of
-the tests, and each test of a table counts for Holm.
+over its classes, then over the seeds (with several choices of labelled cases: over "choice/seed"); cases are the unit
+of the tests, and each test of a table counts for Holm.
 """
 
 from __future__ import annotations

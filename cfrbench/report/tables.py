@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -282,3 +282,33 @@ def _paper_notes(rows: list[dict[Hashable, Any]], papers: list[PaperValue | None
     if any(row["variant"] == "pseudo-label" for row, _ in shown):
         notes.append("The paper's fine-tuned SAM stands beside test scores; ours is scored on the unlabelled cases.")
     return notes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a table that was planned
+
+
+def leading_cells(row: Row, facts: Facts) -> tuple[str, str]:
+    """The first two cells of a row of `comparison` and `by_class`: its name and its budget."""
+    return row_name(row, facts), budget(row)
+
+
+def with_rows(table: Table, leads: Sequence[tuple[str, ...]]) -> Table:
+    """The table with one row for each of ``leads`` (first cells), in this order; those it lacks are missing in it."""
+    places = {row[: len(lead)]: place for lead in leads[:1] for place, row in enumerate(table.rows)}
+    order = [*leads, *(lead for lead in places if lead not in leads)]
+    blank = (MISSING,) * (len(table.columns) - len(order[0])) if order else ()
+    rows = tuple(table.rows[places[lead]] if lead in places else (*lead, *blank) for lead in order)
+    moved = {places[lead]: place for place, lead in enumerate(order) if lead in places}
+    marks = frozenset(mark._replace(row=moved[mark.row]) for mark in table.marks)
+    return replace(table, rows=rows, marks=marks)
+
+
+def with_metrics(table: Table, metrics: Sequence[str]) -> Table:
+    """The table without the columns of Jaccard, ASD and 95HD that are not among ``metrics``."""
+    heads = {"jaccard": "Jaccard", "asd": "ASD", "hd95": "95HD"}
+    dropped = tuple(head for metric, head in heads.items() if metric not in metrics)
+    kept = [place for place, head in enumerate(table.columns) if not (dropped and head.startswith(dropped))]
+    columns = tuple(table.columns[place] for place in kept)
+    rows = tuple(tuple(row[place] for place in kept) for row in table.rows)
+    return replace(table, columns=columns, rows=rows, marks=frozenset(m for m in table.marks if m.head in columns))

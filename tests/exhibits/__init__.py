@@ -1,0 +1,1 @@
+"""Tests of recipes, and of the tables and figures made from them."""
