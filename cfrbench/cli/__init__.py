@@ -61,6 +61,7 @@ def main() -> None:
         predict,
         report,
         run,
+        share,
         ssl,
     )
 
