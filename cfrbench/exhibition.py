@@ -19,7 +19,7 @@ from cfrbench.inference import pad_to
 from cfrbench.layouts import contents, spread, tiles
 from cfrbench.prepare import Library, WorkingCase
 from cfrbench.recipes import WORKING, Study, open_source, study_of
-from cfrbench.report import ablations, charts, pictures, tables
+from cfrbench.report import ablations, charts, pictures, tables, writers
 from cfrbench.report.pictures import Panel
 from cfrbench.stages import make
 from cfrbench.store import Store
@@ -47,7 +47,7 @@ def exhibit(result: Result, store: Path, folder: Path) -> list[Path]:
     make_folder(folder)
     shown = ablations.all_tables(result.cases, result.facts)
     written = []
-    for name, write in (("table.md", tables.to_markdown), ("table.csv", tables.to_csv)):
+    for name, write in (("table.md", writers.to_markdown), ("table.csv", writers.to_csv)):
         write_atomic(folder / name, "\n".join(write(table) for table in shown).encode())
         written.append(folder / name)
     rows, about = ablations.scored(result.cases, result.facts)

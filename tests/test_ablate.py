@@ -20,7 +20,7 @@ from cfrbench.exhibition import middle
 from cfrbench.gauges import Laps
 from cfrbench.layouts import contents, slices_per_step, spread, tiles
 from cfrbench.report import ablations, charts
-from cfrbench.report.tables import to_csv
+from cfrbench.report.writers import to_csv
 from cfrbench.store import Store
 
 SMALL = {"data.phantom.train": 4, "data.phantom.test": 1, "data.phantom.shape": (16, 16, 16)}

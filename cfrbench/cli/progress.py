@@ -178,11 +178,11 @@ def header(plan: Plan) -> None:
 
 def show_result(result: Result) -> None:
     """Print the table, failures, and where the record is."""
-    from cfrbench.report import ablations, tables
+    from cfrbench.report import ablations, writers
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     for table in ablations.all_tables(result.cases, result.facts):
-        console.print(tables.to_rich(table))
+        console.print(writers.to_rich(table))
     for title, reason in result.failures.items():
         typer.secho(f"failed: {title}: {reason}", err=True, fg=typer.colors.RED)
     typer.echo(f"{result.trained} stages run, {result.reused} reused, {result.seconds:.1f} s. Run: {result.name}")

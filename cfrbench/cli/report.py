@@ -17,23 +17,24 @@ from cfrbench.cli.common import DEFAULT_STORE, JsonOption, StoreOption
 @app.command(epilog="Example:  cfrbench report latest --format markdown -o table.md")
 def report(
     run: Annotated[str, typer.Argument(help="A run's name, a prefix of it, or latest.")] = "latest",
-    format_: Annotated[Literal["rich", "markdown", "csv"], typer.Option("--format", help="How to write it.")] = "rich",
+    format_: Annotated[
+        Literal["rich", "markdown", "latex", "csv", "html"], typer.Option("--format", help="How to write it.")
+    ] = "rich",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of the terminal.")] = None,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
     """Print the table of a run again, from stored scores."""
     from cfrbench import sweep
     from cfrbench.files import write_atomic
-    from cfrbench.report import ablations, tables
+    from cfrbench.report import ablations, writers
 
     result = sweep.recall(run, store)
     models = ablations.all_tables(result.cases, result.facts)
     if format_ == "rich" and output is None:
         for model in models:
-            Console().print(tables.to_rich(model))
+            Console().print(writers.to_rich(model))
         return
-    write = tables.to_csv if format_ == "csv" else tables.to_markdown
-    text = "\n".join(write(model) for model in models)
+    text = "\n".join(writers.render(model, format_) for model in models)
     if output is None:
         typer.echo(text)
     else:

@@ -1,4 +1,4 @@
-"""One table model, what fills it, and its writers: rich for terminals, Markdown, CSV.
+"""One table model and what fills it; `cfrbench.report.writers` turns it into text.
 
 Tables are pure functions of the tidy frame of scores and the facts of the run that `cfrbench.sweep.facts` states (data
 set, preset, protocol, notes of the weights). Equal input gives equal bytes.
@@ -6,20 +6,15 @@ set, preset, protocol, notes of the weights). Equal input gives equal bytes.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
 from cfrbench.published import NET_TITLES, PaperValue, paper_value
 from cfrbench.report import frames
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
 
 MISSING = "–"
 SPREAD = "± is the sample standard deviation, of the seeds' means or of the cases within a seed."
@@ -34,14 +29,28 @@ Row = Mapping[Hashable, Any]
 Facts = Mapping[str, Any]
 
 
+class Mark(NamedTuple):
+    """How a cell stands out: its row's number, its column's head, and as what."""
+
+    row: int
+    head: str
+    kind: Literal["best", "second", "significant"]
+
+
 @dataclass(frozen=True)
 class Table:
-    """Text as it is shown: a title, column heads, rows of equal length, notes."""
+    """Text as it is shown: a title, column heads, rows of equal length, notes, and the cells that stand out."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    marks: frozenset[Mark] = frozenset()
+
+    def marks_at(self, row: int, column: int) -> frozenset[str]:
+        """The kinds of marks of one cell."""
+        head = self.columns[column]
+        return frozenset(mark.kind for mark in self.marks if (mark.row, mark.head) == (row, head))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -209,50 +218,3 @@ def _paper_notes(rows: list[dict[Hashable, Any]], papers: list[PaperValue | None
     if any(row["variant"] == "pseudo-label" for row, _ in shown):
         notes.append("The paper's fine-tuned SAM stands beside test scores; ours is scored on the unlabelled cases.")
     return notes
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# table -> text
-
-
-def to_rich(table: Table) -> RichTable:
-    """A rich table whose caption holds the notes; text is shown as it is, never read as markup."""
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    caption = Text("\n".join(table.notes)) if table.notes else None
-    result = RichTable(title=Text(table.title), caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=0)
-    # Eighty columns must do: cells stand one space apart, only names wrap, heads and brackets stack.
-    result.add_column(Text(table.columns[0]), overflow="fold", min_width=14)
-    for column in table.columns[1:]:
-        result.add_column(Text(_stacked(column)), justify="right", no_wrap=True)
-    for name, *cells in table.rows:
-        result.add_row(Text(name), *(Text(_stacked(cell)) for cell in cells))
-    return result
-
-
-def _stacked(text: str) -> str:
-    return text.replace("/unlab", "/\nunlab").replace(" ", "\n")
-
-
-def to_markdown(table: Table) -> str:
-    """A heading, a pipe table, the notes as a list."""
-
-    def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    rule = ("---", *("---:" for _ in table.columns[1:]))
-    body = [line(table.columns), line(rule), *(line(row) for row in table.rows)]
-    notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
-    return "\n".join([f"### {table.title}", "", *body, *notes]) + "\n"
-
-
-def to_csv(table: Table) -> str:
-    """Comma-separated values, missing ones empty; title and notes follow as lines that begin with ``#``."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows(["" if cell == MISSING else cell for cell in row] for row in table.rows)
-    text.writelines(f"# {line}\n" for line in (table.title, *table.notes))
-    return text.getvalue()

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from cfrbench.report.frames import nothing, summary, tidy
-from cfrbench.report.tables import Table, by_class, comparison, to_csv, to_markdown, to_rich
+from cfrbench.report.tables import Table, by_class, comparison
+from cfrbench.report.writers import to_csv, to_markdown, to_rich
 from tests.report.scores import FACTS, cell, la_sweep, scores
 
 MARKDOWN = """\
