@@ -36,7 +36,7 @@ FLOORS = [
     recipes
     stages
     sweep ablation
-    explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition cards archive
+    explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition cards archive pages
     cli
     """.strip().splitlines()
 ]

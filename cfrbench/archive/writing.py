@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import re
 import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfrbench import __version__
+from cfrbench.archive.cells import Scored, manifests, scored_cells
 from cfrbench.archive.form import (
     COLUMNS,
     FORMAT,
@@ -24,7 +24,6 @@ from cfrbench.archive.form import (
     STAGES,
     SUMMARY,
     CaseRecord,
-    CellRecord,
     DataRecord,
     FileRecord,
     Manifest,
@@ -34,22 +33,18 @@ from cfrbench.archive.form import (
     truth_checksum,
     truth_file,
 )  # fmt: skip
-from cfrbench.config import ScoringSection, write_toml
+from cfrbench.config import write_toml
 from cfrbench.errors import DataError, StoreError, UsageError
 from cfrbench.files import plain, sha256_file, storage_errors, sync
-from cfrbench.formats import read_labels, read_table
+from cfrbench.formats import read_table
 from cfrbench.images import encode_volume
-from cfrbench.prepared.form import checked_case
 from cfrbench.recipes import SCORES as SCORES_TABLE
-from cfrbench.recipes import STORED, open_source
+from cfrbench.recipes import open_source
 from cfrbench.report import frames
 from cfrbench.store import Store
 from cfrbench.sweep import Result, recall
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cfrbench.artifact import Artifact
     from cfrbench.contracts import DataSource
 
 #: the first day that a ZIP file can name: an archive does not say when it was written
@@ -68,20 +63,11 @@ class Exported:
     licence: str
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One cell with the stages that its numbers stand on."""
-
-    record: CellRecord
-    scores: Artifact
-    masks: Artifact
-
-
 def export_run(reference: str, store: Path, output: Path, *, with_truth: bool = False) -> Exported:
     """Write the archive of a run. UsageError if a cell of it is not finished, StoreError if its masks have gone."""
     home, result = Store(store), recall(reference, store)
     record = home.run(result.name)
-    scored = _scored_cells(record, home)
+    scored = _all_cells(record, home)
     config = result.config
     source = open_source(config.dataset, config.data_root, config.set)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -106,12 +92,12 @@ def _write(
     fingerprint = source.fingerprint()
     count = 0
     for one in scored:
-        for case, mask in _masks(one).items():
+        for case, mask in one.label_maps().items():
             if case not in cases:
                 cases[case], truth = _case(source, case, fingerprint)
                 if with_truth:
                     writer.add(truth_file(case), encode_volume(truth, cases[case].spacing_mm, source.axcodes))
-            payload = encode_volume(mask.numpy(), cases[case].spacing_mm, source.axcodes)
+            payload = encode_volume(mask, cases[case].spacing_mm, source.axcodes)
             writer.add(prediction_file(one.record.name, case), payload)
             count += 1
     writer.add(SCORES, _scores_text(scored).encode())
@@ -128,40 +114,18 @@ def _write(
     return count
 
 
-def _scored_cells(record: Mapping[str, Any], home: Store) -> list[Scored]:
-    """Every cell of a run with its scores and the label maps behind them."""
-    found, missing = [], []
-    for number, cell in enumerate(record["cells"], start=1):
-        scores = home.find_verified("score", cell["score"])
-        if scores is None:
-            missing.append(f"{cell['title']} ({cell['variant']}, {cell['labels']} labels, seed {cell['seed']})")
-            continue
-        link = scores.manifest["recipe"]["from"]
-        masks = home.find_verified(link["stage"], link["key"])
-        if masks is None:
-            raise StoreError(f"The label maps of {cell['title']} ({cell['variant']}, {cell['labels']} labels, seed "
-                             f"{cell['seed']}) are no longer in {home.root}. Give the run's command "
-                             "again.")  # fmt: skip
-        about = {name: (record["names"] | cell)[name] for name in (*frames.CELL, "seed")}
-        section = ScoringSection.model_validate(scores.manifest["recipe"]["settings"]["scoring"])
-        cases = tuple(dict.fromkeys(read_table(scores.path(SCORES_TABLE))["case"]))
-        found.append(Scored(CellRecord(name=_folder(number, about), about=about, stage=masks.stage, scoring=section,
-                                       cases=tuple(map(checked_case, cases))), scores, masks))  # fmt: skip
+def _all_cells(record: Mapping[str, Any], home: Store) -> list[Scored]:
+    """Every cell of a run; UsageError if one has no scores, StoreError if the label maps of one have gone."""
+    found, missing = scored_cells(record, home)
     if missing:
         raise UsageError(f"The run {record['name']} is half finished: {len(missing)} of {len(record['cells'])} cells "
                          f"have no scores: {'; '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Give its "
                          "command again, then export it.")  # fmt: skip
+    for one in found:
+        if one.masks is None:
+            raise StoreError(f"The label maps of {one.words} are no longer in {home.root}. Give the run's command "
+                             "again.")  # fmt: skip
     return found
-
-
-def _folder(number: int, about: Mapping[str, Any]) -> str:
-    words = f"{number:03d}-{about['ssl']}-{about['variant']}-{about['labels']}-seed{about['seed']}"
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", words)
-
-
-def _masks(one: Scored) -> dict[str, Tensor]:
-    masks = read_labels(one.masks.path(STORED))
-    return {case: masks[case] for case in one.record.cases}
 
 
 def _case(source: DataSource, case: str, fingerprint: Mapping[str, str]) -> tuple[CaseRecord, Any]:
@@ -185,13 +149,10 @@ def _scores_text(scored: list[Scored]) -> str:
 
 
 def _stages(record: Mapping[str, Any], home: Store) -> Iterator[dict[str, Any]]:
-    """What is known of each stage that the run stands on, in the order of its cells."""
+    """What is known of each stage that the run stands on."""
     wanted = ("stage", "key", "title", "needs", "recipe", "environment", "attempts", "seconds", "peak_mib")
-    for key in dict.fromkeys(key for cell in record["cells"] for key in cell["keys"]):
-        for stage in ("tune", "pseudo", "train", "predict", "score"):
-            found = home.find_any(stage, [key])
-            if found is not None:
-                yield {name: found.manifest[name] for name in wanted}
+    for manifest in manifests(record, home):
+        yield {name: manifest[name] for name in wanted}
 
 
 def _data(scored: list[Scored], source: DataSource) -> DataRecord:

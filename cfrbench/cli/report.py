@@ -13,21 +13,37 @@ from rich.table import Table
 from cfrbench.cli import app
 from cfrbench.cli.common import DEFAULT_STORE, JsonOption, StoreOption
 
+EXAMPLES = """
+Examples:
 
-@app.command(epilog="Example:  cfrbench report latest --format markdown -o table.md")
+    cfrbench report latest --format markdown -o table.md
+
+    cfrbench report latest --format html -o report/
+"""
+
+
+@app.command(epilog=EXAMPLES)
 def report(
     run: Annotated[str, typer.Argument(help="A run's name, a prefix of it, or latest.")] = "latest",
     format_: Annotated[
         Literal["rich", "markdown", "latex", "csv", "html"], typer.Option("--format", help="How to write it.")
     ] = "rich",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of the terminal.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="A file instead of the terminal; html: a folder for the page.")
+    ] = None,
+    no_pseudo: Annotated[
+        bool, typer.Option("--no-pseudo", help="html: do not let the fine-tuned model label test cases for the viewer.")
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Print the table of a run again, from stored scores."""
+    """Print the table of a run again, from stored scores; as html into a folder, the whole run as one page."""
     from cfrbench import sweep
     from cfrbench.files import write_atomic
     from cfrbench.report import ablations, writers
 
+    if format_ == "html" and output is not None and (output.is_dir() or not output.suffix):
+        _write_page(run, store, output, label_tests=not no_pseudo)
+        return
     result = sweep.recall(run, store)
     models = ablations.all_tables(result.cases, result.facts)
     if format_ == "rich" and output is None:
@@ -39,6 +55,15 @@ def report(
         typer.echo(text)
     else:
         write_atomic(output, text.encode())
+
+
+def _write_page(run: str, store: Path, folder: Path, *, label_tests: bool) -> None:
+    from cfrbench.pages.writing import write_page
+
+    done = write_page(run, store, folder, label_tests=label_tests, say=lambda what: typer.echo(f"  {what}", err=True))
+    for note in done.notes:
+        typer.secho(note, err=True, fg=typer.colors.YELLOW)
+    typer.echo(f"{done.path}: {done.figures} figures, {done.volumes} volumes, {done.bytes / 2**20:.1f} MiB")
 
 
 @app.command(epilog="Example:  cfrbench picture latest -o picture.png --ssl mt --labels 1")
