@@ -101,7 +101,7 @@ def _write(
             writer.add(prediction_file(one.record.name, case), payload)
             count += 1
     writer.add(SCORES, _scores_text(scored).encode())
-    writer.add_json(SUMMARY, frames.json_rows(result.table(), result.facts["unit"]))
+    writer.add_json(SUMMARY, frames.json_rows(frames.summary(result.cases), result.facts["unit"]))
     # Where the data lay is nobody else's business, and of no use elsewhere.
     writer.add(REQUEST, write_toml(result.config.model_copy(update={"data_root": None})).encode())
     writer.add_json(STAGES, list(_stages(record, home)))

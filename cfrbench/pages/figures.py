@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from cfrbench.pages.material import PSEUDO, Group, Material, best_median_worst
 from cfrbench.report import charts, frames, pictures, tables
@@ -22,22 +23,30 @@ class Figure:
 
 
 def results(material: Material) -> list[Figure]:
-    """Dice of every row of the table, a chart for each budget."""
+    """Dice of every row of the table, a chart for each budget that leaves something unlabelled, bounds included."""
     rows = frames.summary(material.result.cases).to_dict("records") if len(material.result.cases) else []
+    facts = material.result.facts
     found = []
-    for labels in sorted({row["labels"] for row in rows}):
-        own = [row for row in rows if row["labels"] == labels]
-        bars = [charts.Bar(_bar_name(row["title"], row["variant"]), row["dice"], charts.spread_of(row),
-                           row["variant"] == "cfr") for row in own]  # fmt: skip
-        title = f"{tables.heading(material.result.facts)}, {labels} labelled"
+    for labels in sorted({row["labels"] for row in rows if row["unlabelled"]} or {row["labels"] for row in rows}):
+        own = [row for row in rows if row["labels"] in (labels, facts["train_cases"])]
+        bars = [charts.Bar(_bar_name(row, facts), row["dice"], charts.spread_of(row), row["variant"] == "cfr")
+                for row in own]  # fmt: skip
+        title = f"{tables.heading(facts)}, {labels} labelled"
         spread = f"{len(own[0]['seeds'])} seeds" if len(own[0]["seeds"]) > 1 else "cases"
         axis = f"Dice (%), ± {spread}; pseudo-labels on unlabelled cases, all else on test cases"
         found.append(_drawn(f"Dice with {labels} labelled cases.", partial(charts.draw_bars, bars, title, axis)))
     return found
 
 
-def _bar_name(title: str, variant: str) -> str:
-    return {"cfr": f"{title} + CFR", PSEUDO: f"{title} pseudo-labels"}.get(variant, title)
+def _bar_name(row: Mapping[Any, Any], facts: tables.Facts) -> str:
+    if "ablation" in facts:
+        return str(row["title"])
+    if row["variant"] == "cfr":
+        return f"{row['title']} + CFR"
+    if row["variant"] == PSEUDO:
+        return "pseudo-labels"
+    upper = row["labels"] == facts["train_cases"]
+    return f"upper bound, {row['labels']} labels" if upper else str(row["title"])
 
 
 def telling_cases(material: Material, groups: Sequence[Group]) -> Iterator[Figure]:

@@ -94,8 +94,8 @@ def by_class(seen: list[Seen]) -> Table:
     groups: dict[tuple[str, int, int, str], list[Seen]] = {}
     for one in seen:
         groups.setdefault((one.title, one.labels, one.seed, one.class_name), []).append(one)
-    columns = ("Pseudo-labels of", "Labelled", "Seed", "Class", "Cases", "Dice (%)", "Lowest Dice", "Mean drift (%)",
-               "Mean |drift| (%)", "Collapsed in", "State")  # fmt: skip
+    columns = ("Pseudo-labels of", "Labelled", "Seed", "Class", "Cases", "Dice (%)", "Lowest Dice", "Drift (%)",
+               "|Drift| (%)", "Collapsed in", "State")  # fmt: skip
     rows = []
     for (title, labels, seed, name), group in groups.items():
         drifts = [one.drift_percent for one in group if math.isfinite(one.drift_percent)]

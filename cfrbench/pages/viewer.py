@@ -20,6 +20,8 @@ from cfrbench.pages.material import Group, Material
 PACKAGE, SCRIPT, EXTRA = "ipyniivue", "static/widget.js", "viewer"
 #: what volumes may take inside a page; browsers open larger ones slowly
 VOLUME_BYTES = 48 * 2**20
+#: how far before its methods a class may begin
+_REACH = 200_000
 _CLASS = re.compile(r"(?:\b([\w$]+)\s*=\s*class|\bclass\s+([\w$]+))\b[^{};()]*\{")
 
 
@@ -45,7 +47,7 @@ def niivue_script() -> tuple[str, str] | None:
 def _class_around(bundle: str, method: str) -> str | None:
     """Name of the last class that begins before a method's definition."""
     place = bundle.find(method)
-    before = list(_CLASS.finditer(bundle, 0, max(place, 0)))
+    before = list(_CLASS.finditer(bundle, max(place - _REACH, 0), max(place, 0)))
     return before[-1][1] or before[-1][2] if before else None
 
 

@@ -1,4 +1,5 @@
 // Tables: sort by a click on a head, filter by words and by the values of columns that have few of them.
+// Pictures: a click makes one as wide as the page.
 "use strict";
 (() => {
   const FEW = 20, LONG = 10;
@@ -81,5 +82,9 @@
     });
     for (const row of rows) for (const cell of row.cells) if (FLAGS.has(cell.textContent)) cell.classList.add("flag");
     if (rows.length > LONG) addFilters(table);
+  }
+
+  for (const image of document.querySelectorAll(".picture img")) {
+    image.addEventListener("click", () => image.closest("figure").classList.toggle("wide"));
   }
 })();

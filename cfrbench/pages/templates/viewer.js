@@ -3,6 +3,7 @@
 (() => {
   // Okabe and Ito, as in the figures: truth, then the forms of the method, the pseudo-label last.
   const COLOURS = { truth: [0, 158, 115], pseudo: [204, 121, 167], forms: [[230, 159, 0], [86, 180, 233], [240, 228, 66], [213, 94, 0]] };
+  const LABEL = 1002; // NIfTI's intent code of label maps: NiiVue draws outlines of these
   const { groups, classes } = JSON.parse(document.getElementById("groups").textContent);
   const element = (name) => document.getElementById(`viewer-${name}`);
   const canvas = element("canvas");
@@ -41,7 +42,9 @@
       wait();
     }).then(async (Niivue) => {
       viewer = new Niivue({ backColor: [0, 0, 0, 1], show3Dcrosshair: true, isColorbar: false, loadingText: "",
-                            dragAndDropEnabled: false, multiplanarShowRender: 1, logLevel: "error" });
+                            dragAndDropEnabled: false, multiplanarShowRender: 1, multiplanarLayout: 2, heroImageFraction: 0.4,
+                            crosshairWidth: 0.5, crosshairColor: [0.8, 0.8, 0.8, 0.6],
+                            isCornerOrientationText: true, logLevel: "error" });
       viewer.onLocationChange = (place) => { element("place").textContent = `${shownCase}: ${place.string}`; };
       await viewer.attachToCanvas(canvas, false);
     });
@@ -65,7 +68,9 @@
     for (const layer of layers) {
       const data = layer.key === "truth" ? payload.truth : payload.masks[layer.key];
       await viewer.loadFromArrayBuffer(bytes(data), `${layer.name}.nii.gz`);
-      viewer.volumes[viewer.volumes.length - 1].setColormapLabel(palette(layer.colour));
+      const volume = viewer.volumes[viewer.volumes.length - 1];
+      volume.hdr.intent_code = LABEL;
+      volume.setColormapLabel(palette(layer.colour));
     }
     addSwitches(payload);
     paint();
@@ -91,9 +96,7 @@
     const boxes = document.querySelectorAll("#viewer-layers input");
     const opacity = Number(element("opacity").value);
     boxes.forEach((box, i) => { viewer.volumes[i + 1].opacity = box.checked ? opacity : 0; });
-    viewer.opts.overlayOutlineWidth = 0;
-    viewer.overlayOutlineWidth = element("outline").checked ? 1 : 0;
-    viewer.updateGLVolume();
+    viewer.setAtlasOutline(element("outline").checked ? 1 : 0);
   }
 
   // One thing after the other: a second choice must not meet a half-loaded first one.
