@@ -72,7 +72,8 @@ def case_payload(material: Material, groups: Sequence[Group], case: str) -> str:
 def grey(image: NDArray[Any]) -> NDArray[np.uint8]:
     """Intensities as 256 greys between percentiles 0.5 and 99.5: what a screen shows, in a quarter of the bytes."""
     low, high = np.percentile(image, (0.5, 99.5))
-    return np.rint(np.clip((image - low) / max(high - low, 1e-12), 0, 1) * 255).astype(np.uint8)
+    greys: NDArray[np.uint8] = np.rint(np.clip((image - low) / max(high - low, 1e-12), 0, 1) * 255).astype(np.uint8)
+    return greys
 
 
 def payloads(material: Material, groups: Sequence[Group]) -> tuple[list[tuple[str, str]], list[str]]:
