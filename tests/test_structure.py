@@ -36,7 +36,8 @@ FLOORS = [
     recipes
     stages
     sweep ablation
-    explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition cards archive pages
+    reporting explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition cards \
+    archive pages
     cli
     """.strip().splitlines()
 ]

@@ -3,54 +3,71 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from cfrbench.cli import app
-from cfrbench.cli.common import DEFAULT_STORE, JsonOption, StoreOption
+from cfrbench.cli.common import DEFAULT_STORE, JsonOption, StoreOption, parse_names
+
+if TYPE_CHECKING:
+    from cfrbench.report.tables import Table
 
 EXAMPLES = """
+Tables: **scores** (that of the run), **classes** (each organ), **gains** (intervals, wins, tests), **ranking**,
+**paper** (ours beside the paper's), **costs** (parameters, seconds, empty predictions).
+
 Examples:
 
-    cfrbench report latest --format markdown -o table.md
+    cfrbench report
+
+    cfrbench report latest --format latex --tables scores,gains -o tables.tex
 
     cfrbench report latest --format html -o report/
 """
+Format = Annotated[
+    Literal["rich", "markdown", "latex", "csv", "html"], typer.Option("--format", help="How to write it.")
+]
+OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="A file, not the terminal; html: a folder.")]
 
 
 @app.command(epilog=EXAMPLES)
 def report(
     run: Annotated[str, typer.Argument(help="A run's name, a prefix of it, or latest.")] = "latest",
-    format_: Annotated[
-        Literal["rich", "markdown", "latex", "csv", "html"], typer.Option("--format", help="How to write it.")
-    ] = "rich",
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="A file instead of the terminal; html: a folder for the page.")
-    ] = None,
+    format_: Format = "rich",
+    wanted: Annotated[str | None, typer.Option("--tables", help="Which, comma-separated.  [default: all]")] = None,
+    output: OutputOption = None,
     no_pseudo: Annotated[
         bool, typer.Option("--no-pseudo", help="html: do not let the fine-tuned model label test cases for the viewer.")
     ] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Print the table of a run again, from stored scores; as html into a folder, the whole run as one page."""
-    from cfrbench import sweep
-    from cfrbench.files import write_atomic
-    from cfrbench.report import ablations, writers
+    """Print the tables of a run again, with statistics, from stored scores; html into a folder: the run as one page."""
+    from cfrbench import reporting
+    from cfrbench.report import findings
 
     if format_ == "html" and output is not None and (output.is_dir() or not output.suffix):
         _write_page(run, store, output, label_tests=not no_pseudo)
         return
-    result = sweep.recall(run, store)
-    models = ablations.all_tables(result.cases, result.facts)
+    remembered = reporting.remember(run, store)
+    names = parse_names(wanted) or findings.TABLES
+    show(findings.tables_of(remembered.cases, remembered.facts, remembered.costs, names), format_, output)
+
+
+def show(tables: Sequence[Table], format_: str, output: Path | None) -> None:
+    """Print tables in a format of `cfrbench.report.writers`, or write them to a file."""
+    from cfrbench.files import write_atomic
+    from cfrbench.report import writers
+
     if format_ == "rich" and output is None:
-        for model in models:
-            Console().print(writers.to_rich(model))
+        for table in tables:
+            Console().print(writers.to_rich(table))
         return
-    text = "\n".join(writers.render(model, format_) for model in models)
+    text = "\n".join(writers.render(table, format_) for table in tables)
     if output is None:
         typer.echo(text)
     else:
@@ -91,7 +108,7 @@ def runs(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> Non
     if as_json:
         typer.echo(json.dumps(found))
         return
-    table = Table("run", "data", "methods", "labels", "seeds", "preset", "failed", box=None)
+    table = RichTable("run", "data", "methods", "labels", "seeds", "preset", "failed", box=None)
     for record in found:
         config, ablation = record["config"], record["facts"].get("ablation")
         methods = f"ablate {ablation['kind']}" if ablation else config["ssl"]

@@ -14,8 +14,9 @@ from cfrbench.config import write_toml
 from cfrbench.files import storage_errors, write_atomic
 from cfrbench.pages import figures, observatory, viewer
 from cfrbench.pages.material import Group, Material
-from cfrbench.report import ablations, frames, writers
+from cfrbench.report import findings, frames, writers
 from cfrbench.report.tables import MISSING, Table, number
+from cfrbench.reporting import remember
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE, CASES = "index.html", "cases.csv"
@@ -94,8 +95,8 @@ def _render(context: Mapping[str, Any]) -> str:
 
 
 def _tables(material: Material) -> list[str]:
-    found = ablations.all_tables(material.result.cases, material.result.facts)
-    return [writers.to_html(table) for table in found]
+    run = remember(material.result.name, material.home.root)
+    return [writers.to_html(table) for table in findings.tables_of(run.cases, run.facts, run.costs, findings.TABLES)]
 
 
 def _group(group: Group) -> dict[str, Any]:

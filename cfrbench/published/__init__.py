@@ -49,9 +49,10 @@ def published() -> pd.DataFrame:
 
 
 def paper_value(
-    dataset: str, ssl_title: str, variant: str, labelled: int, metric: str = "dice", *, net: str | None = None
-) -> PaperValue | None:
-    """The paper's number for one cell, averaged over classes, or None if no table has it.
+    dataset: str, ssl_title: str, variant: str, labelled: int, metric: str = "dice", *, net: str | None = None,
+    class_name: str | None = None,
+) -> PaperValue | None:  # fmt: skip
+    """The paper's number for one cell, averaged over classes or of one class, or None if no table has it.
 
     ``ssl_title`` is a method's title or name ("MT" or "mt"); "supervised" means the paper's V-Net and 3D U-Net rows.
     For the variant "pseudo-label" it is ignored: those rows are the fine-tuned SAM. ``net`` restricts to one segmenter.
@@ -62,7 +63,7 @@ def paper_value(
         & (rows["variant"] == variant)
         & (rows["labelled"] == labelled)
         & (rows["metric"] == metric)
-        & rows["class"].isin(("foreground", "mean"))
+        & rows["class"].isin(("foreground", "mean") if class_name is None else (_as_printed(class_name),))
         & rows["method"].str.casefold().isin(_methods(ssl_title, variant))
     ]
     if net is not None and variant != "pseudo-label":
@@ -74,6 +75,10 @@ def paper_value(
     stated = hits["unlabelled"].notna().any()
     unlabelled = int(best["unlabelled"]) if stated else None
     return PaperValue(float(best["value"]), int(best["labelled"]), unlabelled, int(best["table"]))
+
+
+def _as_printed(class_name: str) -> str:
+    return class_name.strip().casefold().replace(" ", "_").replace("-", "_")
 
 
 def _methods(ssl_title: str, variant: str) -> set[str]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from cfrbench.errors import DataError
+
 METRICS = ("dice", "jaccard", "asd", "hd95")
 #: one point of a sweep without its seed; ``labels`` and ``unlabelled`` count cases
 CELL = ("dataset", "concat", "model", "tune", "net", "ssl", "title", "variant", "labels", "unlabelled")
@@ -47,20 +49,22 @@ def summary(cases: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
     ``dice_std_cases``, that of the cases (their mean over classes) within a seed, averaged over seeds, as the official
     testers report it (ddof 1). Further: ``seeds`` (tuple), ``n_cases``, ``n_scores`` (seeds x cases x classes),
     ``empty_prediction``, ``empty_truth``, ``empty_both`` (how many of these), ``never_found`` (no class of any case was
-    predicted although there was one). Rows: supervised bounds, methods (baseline before cfr), pseudo-labels.
+    predicted although there was one). Rows: supervised bounds, methods (baseline before cfr), pseudo-labels. If
+    ``cases`` says the ``protocol`` of each score, so does the row; DataError if a row would mix two.
     """
-    table = pd.concat([_means(cases), _counts(cases, list(CELL))], axis=1).reset_index()
-    return _ordered(table, [*order, *cases["ssl"].unique()])
+    columns = [_means(cases), _counts(cases, list(CELL)), *_protocols(cases, list(CELL))]
+    table = pd.concat(columns, axis=1).reset_index()
+    return ordered(table, [*order, *cases["ssl"].unique()])
 
 
 def per_class(cases: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
     """One row per cell and class: each metric's mean over cases, then seeds, and the counts of `summary`."""
     keys = [*CELL, "class"]
     means = _wide(_mean(_mean(cases, [*keys, "metric", "seed"]), [*keys, "metric"]), keys)
-    table = pd.concat([means, _counts(cases, keys)], axis=1).reset_index()
+    table = pd.concat([means, _counts(cases, keys), *_protocols(cases, keys)], axis=1).reset_index()
     as_in_data = list(cases["class"].unique())
     table = table.sort_values("class", key=lambda names: names.map(as_in_data.index), kind="stable")
-    return _ordered(table, [*order, *cases["ssl"].unique()])
+    return ordered(table, [*order, *cases["ssl"].unique()])
 
 
 def gains(table: pd.DataFrame) -> pd.DataFrame:
@@ -69,7 +73,7 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     Columns: dataset, net, ssl, title, labels, concat, model, tune, and for each metric ``dice_baseline``,
     ``dice_cfr``, ``dice_gain``. A cell without its twin has no row.
     """
-    keys = ["dataset", "net", "ssl", "title", "labels"]
+    keys = ["dataset", "net", "ssl", "title", "labels", *(["protocol"] if "protocol" in table else [])]
     # Baselines do not depend on how pseudo-labels are made: a sweep over strategies shares one.
     plain = table[table["variant"] == "baseline"].drop_duplicates(keys)[[*keys, *METRICS]]
     guided = table[table["variant"] == "cfr"]
@@ -131,8 +135,23 @@ def _counts(cases: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return counts
 
 
-def _ordered(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
-    """Sort rows: bounds, methods by ``order``, pseudo-labels; within these by budget, then variant."""
+def _protocols(cases: pd.DataFrame, keys: list[str]) -> list[pd.Series[str]]:
+    """The protocol of each row, where it is stated."""
+    if "protocol" not in cases:
+        return []
+    found = cases.drop_duplicates([*keys, "protocol"]).set_index(keys)["protocol"]
+    if not found.index.is_unique:
+        first = found[found.index.duplicated(keep=False)]
+        name = dict(zip(keys, first.index[0], strict=True))
+        raise DataError(
+            f"Scores of {name['title']} ({name['variant']}, {name['labels']} labels) come from several protocols, "
+            f"which must not be averaged: {' | '.join(first.unique())}. Take the scores of one of them."
+        )
+    return [found]
+
+
+def ordered(table: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
+    """Sort rows of cells: bounds, methods by ``order``, pseudo-labels; within these by budget, then variant."""
     asked = list(dict.fromkeys(order))
     group = table["variant"].eq("pseudo-label") * 2 + table["ssl"].ne(SUPERVISED).astype(int)
     keyed = table.assign(

@@ -92,7 +92,7 @@ class Variances(NamedTuple):
 
 
 def _variances(values: Array, seeds: Array, cases: Array) -> Variances:
-    """Mean squares of ``values`` ``(S, C)`` whose rows weigh ``seeds`` ``(B, S)``, whose columns ``cases`` ``(B, C)``."""
+    """Mean squares of ``values`` ``(S, C)`` whose rows weigh ``seeds`` ``(B, S)`` and columns ``cases`` ``(B, C)``."""
     s, c = values.shape
     rows, columns = cases @ values.T, seeds @ values
     centre = (rows * seeds).sum(1)
