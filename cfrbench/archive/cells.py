@@ -61,7 +61,7 @@ def scored_cells(record: Mapping[str, Any], home: Store) -> tuple[list[Scored], 
         about = {name: (record["names"] | cell)[name] for name in (*frames.CELL, "seed")}
         scores = home.find_verified("score", cell["score"])
         if scores is None:
-            missing.append(f"{cell['title']} ({cell['variant']}, {cell['labels']} labels, seed {cell['seed']})")
+            missing.append(f"{cell['title']} ({cell['variant']}, {cell['labels']} labelled, seed {cell['seed']})")
             continue
         recipe = scores.manifest["recipe"]
         cases = dict.fromkeys(read_table(scores.path(SCORES))["case"])

@@ -286,7 +286,7 @@ def _compare_means(archive: Archive, rows: Mapping[str, list[Row]], verdict: Ver
         verdict.add(SUMMARY, "", "its rows", len(expected), len(told) if isinstance(told, list) else "no list")
         return
     for said, computed in zip(told, expected, strict=True):
-        what = f"of {computed['ssl']}, {computed['variant']}, {computed['labels']} labels"
+        what = f"of {computed['ssl']}, {computed['variant']}, {computed['labels']} labelled"
         for name, value in computed.items():
             number = isinstance(value, float) or value is None
             verdict.numbers += number
