@@ -127,6 +127,19 @@ def write_label(path: Path, label: NDArray[Any], like: ImageFile) -> None:
     _replace(path, gzip.compress(payload, mtime=0) if path.name.endswith(".gz") else payload)
 
 
+def encode_volume(array: NDArray[Any], spacing_mm: Sequence[float], axcodes: str) -> bytes:
+    """A ``.nii.gz`` of an array ``(H, W, D)`` along ``axcodes``, in the array's type; equal arrays give equal bytes.
+
+    Voxel size and orientation are kept; where the scan stood in the scanner is not known to an array.
+    """
+    affine = np.diag([0.0, 0.0, 0.0, 1.0])
+    for axis, (world, sign) in enumerate(nib.orientations.axcodes2ornt(_checked_axcodes(axcodes))):
+        affine[int(world), axis] = sign * spacing_mm[axis]
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    return gzip.compress(image.to_bytes(), mtime=0)
+
+
 def _read(path: Path, axcodes: str | None, content: str) -> ImageFile:
     target = None if axcodes is None else _checked_axcodes(axcodes)
     if not path.is_file():

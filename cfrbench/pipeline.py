@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cfrbench import schedules
 from cfrbench.checkpoint import Checkpointer
 from cfrbench.compute import HALF, Compute, seed_torch, start
-from cfrbench.config import Settings, Triple
+from cfrbench.config import ScoringSection, Settings, Triple
 from cfrbench.contracts import ConcatStrategy, DataSource, FineTuner, FoundationModel, SSLMethod
 from cfrbench.headroom import labelling_advice, memory_advice, tuning_advice
 from cfrbench.inference import predict_probabilities
@@ -239,21 +239,28 @@ def probabilities_of(bench: Bench, network: nn.Module, image: Tensor) -> Tensor:
 
 def score(bench: Bench, predictions: Mapping[str, Tensor], on_case: CaseObserver | None = None) -> list[dict[str, Any]]:
     """Compare label maps with the stored truth: one row per case and class, by the protocol of the settings."""
-    section = bench.settings.scoring
-    compare = {"native": score_case, "medpy": score_case_medpy}[section.backend]
     rows: list[dict[str, Any]] = []
     for case, prediction in predictions.items():
         truth = bench.library.truth(case)
         assert truth.label is not None
-        mask = prediction.numpy()
-        if section.postprocess == "largest-component":
-            mask = _largest_components(mask, bench.source.num_classes)
-        spacing = truth.spacing_mm if section.unit == "mm" else (1.0, 1.0, 1.0)
-        found = compare(mask, truth.label.numpy(), bench.source.num_classes, spacing, section.empty)
-        rows += [_row(case, bench.source.class_names[c], scores) for c, scores in found.items()]
+        rows += score_mask(case, prediction.numpy(), truth.label.numpy(), truth.spacing_mm, bench.source.class_names,
+                           bench.settings.scoring)  # fmt: skip
         if on_case:
             on_case(case)
     return rows
+
+
+def score_mask(
+    case: str, mask: Any, truth: Any, spacing_mm: tuple[float, float, float], class_names: Sequence[str],
+    section: ScoringSection,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of one case, one per class: a label map ``(H, W, D)`` against the truth on the same grid, both uint8."""
+    compare = {"native": score_case, "medpy": score_case_medpy}[section.backend]
+    if section.postprocess == "largest-component":
+        mask = _largest_components(mask, len(class_names))
+    spacing = spacing_mm if section.unit == "mm" else (1.0, 1.0, 1.0)
+    found = compare(mask, truth, len(class_names), spacing, section.empty)
+    return [_row(case, class_names[c], scores) for c, scores in found.items()]
 
 
 def _largest_components(mask: Any, num_classes: int) -> Any:

@@ -37,7 +37,7 @@ FLOORS = [
     stages
     sweep ablation
     reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
-    cards forecast
+    cards forecast archive pages
     exhibits
     cli
     """.strip().splitlines()

@@ -63,6 +63,7 @@ def main() -> None:
         report,
         reproduce,
         run,
+        share,
         ssl,
     )
 

@@ -18,7 +18,6 @@ from cfrbench.cli.common import DEFAULT_STORE, ChoiceOption, FoldOption, JsonOpt
 if TYPE_CHECKING:
     from cfrbench.report.tables import Table
 
-
 EXAMPLES = """
 Tables: **scores** (that of the run), **classes** (each organ), **gains** (intervals, wins, tests), **ranking**,
 **paper** (ours beside the paper's), **costs** (parameters, seconds, empty predictions).
@@ -28,11 +27,13 @@ Examples:
     cfrbench report
 
     cfrbench report latest --format latex --tables scores,gains -o tables.tex
+
+    cfrbench report latest --format html -o report/
 """
 Format = Annotated[
     Literal["rich", "markdown", "latex", "csv", "html"], typer.Option("--format", help="How to write it.")
 ]
-OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="A file instead of the terminal.")]
+OutputOption = Annotated[Path | None, typer.Option("-o", "--output", help="A file, not the terminal; html: a folder.")]
 
 
 @app.command(epilog=EXAMPLES)
@@ -41,12 +42,18 @@ def report(
     format_: Format = "rich",
     wanted: Annotated[str | None, typer.Option("--tables", help="Which, comma-separated.  [default: all]")] = None,
     output: OutputOption = None,
+    no_pseudo: Annotated[
+        bool, typer.Option("--no-pseudo", help="html: do not let the fine-tuned model label test cases for the viewer.")
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
 ) -> None:
-    """Print the tables of a run again, with statistics, from stored scores."""
+    """Print the tables of a run again, with statistics, from stored scores; html into a folder: the run as one page."""
     from cfrbench import reporting
     from cfrbench.report import findings
 
+    if format_ == "html" and output is not None and (output.is_dir() or not output.suffix):
+        _write_page(run, store, output, label_tests=not no_pseudo)
+        return
     remembered = reporting.remember(run, store)
     names = parse_names(wanted) or findings.TABLES
     show(findings.tables_of(remembered.cases, remembered.facts, remembered.costs, names), format_, output)
@@ -66,6 +73,15 @@ def show(tables: Sequence[Table], format_: str, output: Path | None) -> None:
         typer.echo(text)
     else:
         write_atomic(output, text.encode())
+
+
+def _write_page(run: str, store: Path, folder: Path, *, label_tests: bool) -> None:
+    from cfrbench.pages.writing import write_page
+
+    done = write_page(run, store, folder, label_tests=label_tests, say=lambda what: typer.echo(f"  {what}", err=True))
+    for note in done.notes:
+        typer.secho(note, err=True, fg=typer.colors.YELLOW)
+    typer.echo(f"{done.path}: {done.figures} figures, {done.volumes} volumes, {done.bytes / 2**20:.1f} MiB")
 
 
 @app.command(epilog="Example:  cfrbench picture latest -o picture.png --ssl mt --labels 1")
