@@ -162,7 +162,8 @@ class Study:
     def train(self, cell: Cell) -> StageTask:
         """Train one method, guided if the cell is a CFR twin."""
         method = registry.load("ssl", cell.ssl)
-        check_patch(self.make("net", str(self.config.net)), self.settings.training.patch, self.settings.compute.precision)
+        settings = self.settings
+        check_patch(self.make("net", str(self.config.net)), settings.training.patch, settings.compute.precision)
         recipe = self._base() | {
             "seed": cell.seed,
             "labelled": self.cases(self.split.labelled(cell.labels)),
