@@ -93,7 +93,9 @@ def gains(cases: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
         baseline = plain.get(key[: len(shared)])
         if baseline is not None:
             names = dict(zip([*shared, *GUIDED], key, strict=True)) | {"variant": "cfr"}
-            rows.append(names | {"baseline": baseline["title"].iloc[0]} | described(paired(baseline, cell, metric)))
+            rows.append(
+                names | {"baseline": baseline["title"].iloc[0]} | described(paired(baseline, cell, metric), metric)
+            )
     columns = [*shared, *GUIDED, "variant", "baseline", *described(paired(cases[:0], cases[:0])), "p_holm"]
     table = pd.DataFrame(rows, columns=columns)
     table["p_holm"] = statistics.holm(table["p"].to_numpy(float))

@@ -8,6 +8,7 @@ the intervals hold the truth is measured in docs/statistics.md.
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -121,10 +122,13 @@ def _tails() -> Array:
     return np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
 
 
+@lru_cache(maxsize=16)
 def _shares(count: int, resamples: int, stream: int = 0) -> Array:
-    """How much of each resample every one of ``count`` values is ``(resamples, count)``; the same at every call."""
+    """How much of each resample every one of ``count`` values is ``(resamples, count)``; read-only, drawn once."""
     generator = np.random.default_rng([SEED, count, stream])
-    return generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    shares: Array = generator.multinomial(count, np.full(count, 1 / count), size=resamples) / count
+    shares.flags.writeable = False  # every caller gets the same array
+    return shares
 
 
 def detectable(differences: Array) -> float:

@@ -82,7 +82,7 @@ def test_rows_of_a_budget_are_ranked_without_bounds_and_tested_in_all_pairs() ->
     assert [row["title"] + row["variant"] for row in standing.group.rows] == ["MTbaseline", "MTcfr", "ACMTbaseline"]
     assert standing.ranking.rank.tolist() == [3.0, 1.0, 2.0]
     assert standing.p_holm[0, 1] == pytest.approx(3 * 2 / 256)
-    assert standing.above(1) == [0]
+    assert (standing.above(1), standing.above(2)) == ([0, 2], [0])
     assert standing.above(0) == []
 
 
