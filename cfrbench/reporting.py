@@ -1,4 +1,4 @@
-"""A run as reports need it: its scores, what is missing, what it cost. Read from the store, without data or plug-ins."""
+"""A run as reports need it: scores, what is missing, what it cost. Read from the store, without data or plug-ins."""
 
 from __future__ import annotations
 

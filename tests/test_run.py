@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cfrbench
-from cfrbench.cli import app, data, evaluate, housekeeping, plugins, predict, report, run  # noqa: F401
+from cfrbench.cli import app, compare, data, evaluate, housekeeping, plugins, predict, report, run  # noqa: F401
 from cfrbench.errors import CfrbenchError
 
 SMALL = {"data.phantom.train": 4, "data.phantom.test": 2, "data.phantom.shape": (32, 32, 16)}
@@ -98,6 +99,9 @@ def test_reports_runs_and_explanations_read_the_store(store: Path) -> None:
         (("report", "latest"), "MT"),
         (("report", "latest", "--format", "markdown"), "| MT"),
         (("report", "latest", "--format", "csv"), "MT"),
+        (("report", "latest", "--format", "latex", "--tables", "gains,costs"), "Predict (s)"),
+        (("compare", "latest", "latest", "--format", "markdown"), "+0.00"),
+        (("compare", "latest", "latest", "--json"), '"protocol_differs": {"a": [], "b": []}'),
         (("runs",), "phantom"),
         (("explain", "latest"), "reused"),
         (("clean",), "could go"),
@@ -105,6 +109,22 @@ def test_reports_runs_and_explanations_read_the_store(store: Path) -> None:
         done = call(*arguments, "--store", str(store))
         assert done.exit_code == 0, done.output
         assert word in done.output
+
+
+def test_a_report_names_what_is_not_finished_and_a_comparison_what_only_one_side_has(
+    store: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(store, half)
+    record = json.loads(next((half / "runs").glob("phantom-mt-acmt*.json")).read_text(encoding="utf-8"))
+    cell = next(one for one in record["cells"] if (one["ssl"], one["variant"], one["labels"]) == ("mt", "cfr", 2))
+    shutil.rmtree(half / "score" / cell["score"])
+    done = call("report", record["name"], "--format", "markdown", "--store", str(half))
+    assert done.exit_code == 0, done.output
+    assert "Not finished, rows or seeds are missing: MT + CFR, 2 labels, seed 0." in done.output
+    done = call("compare", record["name"], record["name"], "--format", "markdown", "--store", str(store),
+                "--other-store", str(half))  # fmt: skip
+    assert "Only in A: MT + CFR (2/2)" in done.output
 
 
 def test_a_dry_run_computes_nothing(tmp_path: Path) -> None:

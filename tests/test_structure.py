@@ -36,8 +36,8 @@ FLOORS = [
     recipes
     stages
     sweep ablation
-    reporting explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition cards \
-    forecast
+    reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
+    cards forecast
     exhibits
     cli
     """.strip().splitlines()

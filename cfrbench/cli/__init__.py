@@ -52,6 +52,7 @@ def main() -> None:
     keep_freed_memory()
     from cfrbench.cli import (  # noqa: F401 - they register
         ablate,
+        compare,
         concat,
         data,
         evaluate,

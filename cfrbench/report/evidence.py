@@ -47,11 +47,11 @@ def _scores(cell: pd.DataFrame, metric: str) -> pd.Series[float]:
     return cell[cell["metric"] == metric].set_index(["seed", "case", "class"])["value"]
 
 
-def described(pair: Paired, metric: str = "dice") -> dict[str, Any]:
+def described(pair: Paired, metric: str = "dice") -> dict[Any, Any]:
     """The mean difference, its intervals, wins and the p of its test; `gains` says what each is."""
     differences = pair.differences
     names = ("difference", "low_cases", "high_cases", "low_seeds", "high_seeds", "low_both", "high_both", "p")
-    found: dict[str, Any] = dict.fromkeys(names, float("nan"))
+    found: dict[Any, Any] = dict.fromkeys(names, float("nan"))
     found |= {"wins": 0, "losses": 0, "ties": 0, "n_cases": len(pair.cases), "seeds": pair.seeds,
               "dropped": pair.dropped}  # fmt: skip
     if not differences.size:
@@ -85,7 +85,9 @@ def gains(cases: pd.DataFrame, metric: str = "dice") -> pd.DataFrame:
         baseline = plain.get(key[: len(shared)])
         if baseline is not None:
             names = dict(zip([*shared, *GUIDED], key, strict=True)) | {"variant": "cfr"}
-            rows.append(names | {"baseline": baseline["title"].iloc[0]} | described(paired(baseline, cell, metric)))
+            rows.append(
+                names | {"baseline": baseline["title"].iloc[0]} | described(paired(baseline, cell, metric), metric)
+            )
     columns = [*shared, *GUIDED, "variant", "baseline", *described(paired(cases[:0], cases[:0])), "p_holm"]
     table = pd.DataFrame(rows, columns=columns)
     table["p_holm"] = statistics.holm(table["p"].to_numpy(float))

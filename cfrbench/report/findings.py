@@ -30,12 +30,7 @@ def gains(cases: pd.DataFrame, facts: Facts, metric: str = "dice") -> Table:
         "Method": [row_name(row, facts) for row in rows],
         "Lab./unlab.": [budget(row) for row in rows],
         f"Gain ({METRIC_WORDS[metric].split()[0]})": [signed(row["difference"]) for row in rows],
-        "other cases": [wording.interval(row, "cases", 2) or MISSING for row in rows],
-        "other seeds": [wording.interval(row, "seeds", 2) or MISSING for row in rows],
-        "both": [wording.interval(row, "both", 2) or MISSING for row in rows],
-        "Wins": [wins_text(row) for row in rows],
-        "p": [p_text(row["p"]) for row in rows],
-        "p (Holm)": [p_text(row["p_holm"]) for row in rows],
+        **certainty(rows),
     }
     marks = [Mark(place, "p (Holm)", "significant") for place, row in enumerate(rows) if row["p_holm"] < evidence.ALPHA]
     groups = evidence.groups(cases, metric)
@@ -103,7 +98,7 @@ def costs(cases: pd.DataFrame, facts: Facts, measured: pd.DataFrame) -> Table:
         **{head: [_seconds(one.get(name, math.nan)) for one in about] for name, head in SECONDS.items()},
         "Empty": [f"{row['empty_prediction']}/{row['n_scores']}" for row in rows],
     }
-    notes = ("Parameters in millions: of the network that predicts, of the foundation model behind its guidance, and of "
+    notes = ("Parameters in millions: of the network that predicts, of the foundation model that guides it, and of "
              "what fine-tuning trains of that. Seconds: of fine-tuning, pseudo-labels, training and prediction on the "
              "machine that ran them, longer where stages ran side by side; what rows share counts in each. Empty: "
              "predictions without a voxel, of all scores.", *tables.standing_notes(rows, facts))  # fmt: skip
@@ -160,7 +155,19 @@ def p_text(value: float) -> str:
     return "<0.0001" if value < 0.0001 else f"{value:.2g}"
 
 
-def wins_text(row: Row) -> str:
+def certainty(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The columns of intervals, wins and tests of rows that `evidence.described` describes, by head."""
+    return {
+        "other cases": [wording.interval(row, "cases", 2) or MISSING for row in rows],
+        "other seeds": [wording.interval(row, "seeds", 2) or MISSING for row in rows],
+        "both": [wording.interval(row, "both", 2) or MISSING for row in rows],
+        "Wins": [_wins(row) for row in rows],
+        "p": [p_text(row["p"]) for row in rows],
+        "p (Holm)": [p_text(row["p_holm"]) for row in rows],
+    }
+
+
+def _wins(row: Row) -> str:
     """``7/1`` of wins and losses, with ties where there are some."""
     ties = f", {row['ties']} equal" if row["ties"] else ""
     return f"{row['wins']}/{row['losses']}{ties}"

@@ -48,3 +48,20 @@ def la_sweep() -> pd.DataFrame:
             tidy(scores([10.0, 20.0, 30.0]), cell("supervised", "baseline", 1, 0, seed=seed)),
         ]
     return pd.concat(frames, ignore_index=True)
+
+
+def study() -> pd.DataFrame:
+    """Eight cases, three seeds, two organs, MT and ACMT with their twins and a bound; every number by formula."""
+    frames = []
+    for seed in range(3):
+        for place, (ssl, variant) in enumerate(
+            [("mt", "baseline"), ("mt", "cfr"), ("acmt", "baseline"), ("acmt", "cfr")]
+        ):
+            lift = 18.0 * (variant == "cfr") + 4.0 * (ssl == "acmt" and variant == "baseline")
+            for organ, level in (("spleen", 62.0), ("gallbladder", 41.0)):
+                dice = [level + lift + 2.5 * case % 7 + (case * (place + 2) + seed) % 5 for case in range(8)]
+                frames.append(tidy(scores(dice, organ), cell(ssl, variant, 1, 19, seed=seed)))
+        frames.append(
+            tidy(scores([55.0 + case for case in range(8)], "spleen"), cell("supervised", "baseline", 1, 0, seed=seed))
+        )
+    return pd.concat(frames, ignore_index=True)

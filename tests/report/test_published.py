@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
 from importlib.resources import files
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cfrbench.published import PaperValue, paper_value, published
@@ -20,6 +22,29 @@ def test_the_shipped_file_is_the_source_file() -> None:
     shipped = files("cfrbench.published").joinpath("published.csv").read_bytes()
     expected = hashlib.md5(source.read_bytes()).hexdigest() if source.is_file() else MD5
     assert hashlib.md5(shipped).hexdigest() == expected
+
+
+def test_every_row_is_that_of_the_shared_file() -> None:
+    default = Path(__file__).parents[3] / "shared" / "paper" / "published.csv"
+    source = Path(os.environ.get("CFRBENCH_PAPER", default))
+    if not source.is_file():
+        pytest.skip(f"the paper's numbers are not at {source}; set CFRBENCH_PAPER (the stored hash is compared anyway)")
+    rows = list(csv.DictReader(source.open(encoding="utf-8")))
+    shipped = published().to_dict("records")
+    assert len(shipped) == len(rows)
+    for row, ours in zip(rows, shipped, strict=True):
+        for name, text in row.items():
+            value = ours[name]
+            number = float(text) if name == "value" else bool(int(text)) if name == "zero_marked" else text
+            assert ("" if pd.isna(value) else value if name in ("value", "zero_marked") else str(value)) == number
+
+
+def test_a_class_of_the_paper_is_found_by_its_name() -> None:
+    found = paper_value("btcv", "MagicNet", "cfr", 7, class_name="Left Kidney")
+    rows = published().query("dataset == 'btcv' and method == 'MagicNet' and variant == 'cfr' and labelled == 7")
+    assert found is not None
+    assert found.value == rows.set_index("class")["value"]["left_kidney"]
+    assert paper_value("btcv", "MagicNet", "cfr", 7, class_name="tail") is None
 
 
 def test_every_row_is_a_number_with_its_table() -> None:
