@@ -289,7 +289,8 @@ def test_a_failed_cell_is_missing_with_its_reason_and_the_rest_is_shown(home: Pa
                 str(tmp_path), "--json")  # fmt: skip
     assert done.exit_code == 1
     (answer,) = json.loads(done.stdout)["exhibits"]
-    assert "never called" in next(iter(answer["failed"].values()))
+    assert all("train B" in title and "failed with" in reason for title, reason in answer["failed"].items())
+    assert answer["failed"]
     found = {row["Method"]: row["Dice (%)"] for row in rows(tmp_path / "failing" / "failing.csv")
              if row["Lab./unlab."].startswith("1/")}  # fmt: skip
     assert found["B"] == ""
