@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,8 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from cfrbench.files import read_log
 from cfrbench.pages.material import PSEUDO, Group, Material, best_median_worst
-from cfrbench.report import charts, frames, pictures, tables
+from cfrbench.report import charts, frames, pictures, plots, tables
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,44 @@ def _bar_name(row: Mapping[Any, Any], facts: tables.Facts) -> str:
         return "pseudo-labels"
     upper = row["labels"] == facts["train_cases"]
     return f"upper bound, {row['labels']} labels" if upper else str(row["title"])
+
+
+def sweep(material: Material) -> Iterator[Figure]:
+    """Dice over budgets, pseudo-labels against what was learned from them, training curves; where a run has them."""
+    facts, rows = material.result.facts, frames.summary(material.result.cases).to_dict("records")
+    if "ablation" in facts or not rows:
+        return
+    title, methods = tables.heading(facts), [row for row in rows if row["variant"] != PSEUDO and row["unlabelled"]]
+    budgets: dict[str, dict[str, dict[int, plots.Score]]] = {}
+    for row in methods:
+        spread = charts.spread_of(row)
+        score = plots.Score(row["dice"], math.nan if spread is None else spread)
+        budgets.setdefault(row["title"], {}).setdefault(row["variant"], {})[row["labels"]] = score
+    if len({row["labels"] for row in methods}) > 1:
+        yield _drawn("Dice over labelled cases.", partial(plots.draw_budgets, budgets, title, "Dice (%)"))
+    pseudo = {row["labels"]: row["dice"] for row in rows if row["variant"] == PSEUDO}
+    dots = [plots.Dot(row["title"], row["labels"], pseudo[row["labels"]], row["dice"]) for row in methods
+            if row["variant"] == "cfr" and row["labels"] in pseudo]  # fmt: skip
+    if dots:
+        yield _drawn("Pseudo-labels, and what was learned from them.", partial(plots.draw_quality, dots, title))
+    for labels, curves in _curves(material).items():
+        words = f"{title}, {labels} labelled, first seed"
+        yield _drawn(f"Training with {labels} labelled cases, first seed.", partial(plots.draw_curves, curves, words))
+
+
+def _curves(material: Material) -> dict[int, dict[str, dict[str, tuple[list[int], list[float]]]]]:
+    """Budget -> method -> variant -> steps and losses of its training, as logged, of the first seed."""
+    found: dict[int, dict[str, dict[str, tuple[list[int], list[float]]]]] = {}
+    first = min(cell["seed"] for cell in material.record["cells"])
+    for cell in material.record["cells"]:
+        trained = material.home.find_any("train", cell["keys"])
+        if trained is None or not cell["unlabelled"] or cell["seed"] != first:
+            continue
+        steps = {event["step"]: event["loss"] for event in read_log(trained.path("log.jsonl"))
+                 if event["event"] == "step" and event.get("loss") is not None}  # fmt: skip
+        forms = found.setdefault(cell["labels"], {}).setdefault(cell["title"], {})
+        forms[cell["variant"]] = (list(steps), list(steps.values()))
+    return found
 
 
 def telling_cases(material: Material, groups: Sequence[Group]) -> Iterator[Figure]:

@@ -73,7 +73,8 @@ def _context(material: Material, groups: list[Group], say: Callable[[str], None]
     return {
         "title": f"{result.facts['title']}: {result.name}", "run": result.name, "facts": result.facts,
         "version": __version__, "notes": material.notes, "results": _tables(material),
-        "results_figures": figures.results(material), "cases": writers.to_html(_case_table(result.cases, result.facts)),
+        "results_figures": [*figures.results(material), *figures.sweep(material)],
+        "cases": writers.to_html(_case_table(result.cases, result.facts)),
         "case_figures": case_figures, "montages": montages, "groups": [_group(group) for group in groups],
         "class_count": len(result.facts["classes"]), "volumes": volumes,
         "niivue": script[0] if script else "", "niivue_from": script[1] if script else "",
