@@ -151,7 +151,15 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
         typer.echo(json.dumps(facts))
         return
     for key, value in facts.items():
-        typer.echo(f"{key:<12} {value if not isinstance(value, list) else ', '.join(value)}")
+        typer.echo(f"{key:<12} {_in_words(value)}")
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items()) or "none of its own"
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _split_facts(source: DataSource) -> dict[str, Any]:

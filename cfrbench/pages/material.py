@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from cfrbench.archive.cells import Scored, scored_cells
@@ -17,6 +18,7 @@ from cfrbench.contracts import DataSource
 from cfrbench.errors import CfrbenchError, StoreError
 from cfrbench.formats import read_labels
 from cfrbench.recipes import STORED, open_source, task
+from cfrbench.report.pictures import telling_cases
 from cfrbench.stages import StageWork
 from cfrbench.store import Store
 from cfrbench.sweep import Result, recall
@@ -199,10 +201,4 @@ def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
 def best_median_worst(values: Mapping[str, float]) -> dict[str, str]:
     """Case -> "best", "median" or "worst" by value; of two medians the lower, each case once."""
-    ordered: Sequence[str] = sorted(values, key=lambda case: values[case])
-    picked = {"best": ordered[-1:], "median": ordered[(len(ordered) - 1) // 2 :][:1], "worst": ordered[:1]}
-    found: dict[str, str] = {}
-    for word, cases in picked.items():
-        for case in cases:
-            found.setdefault(case, word)
-    return found
+    return telling_cases(pd.Series(values, dtype=float).sort_values(kind="stable")) if values else {}
