@@ -234,7 +234,7 @@ def show_result(result: Result) -> None:
     from cfrbench.report import ablations, writers
 
     console = Console(width=None if sys.stdout.isatty() else 140)
-    for table in ablations.all_tables(result.cases, result.facts):
+    for table in [] if result.cases.empty else ablations.all_tables(result.cases, result.facts):
         console.print(writers.to_rich(table))
     for title, reason in result.failures.items():
         typer.secho(f"failed: {title}: {reason}", err=True, fg=typer.colors.RED)

@@ -17,7 +17,7 @@ from cfrbench.errors import DataError
 from cfrbench.prepared import copies
 from cfrbench.prepared.form import CaseRecord
 from cfrbench.prepared.leaks import across_lists, copies_among
-from cfrbench.prepared.source import PreparedSource
+from cfrbench.prepared.source import has_manifest
 from cfrbench.scan_steps import Spacing
 from cfrbench.volume import Split, Volume
 
@@ -95,7 +95,7 @@ def rows_of(source: DataSource, on_case: Callable[[str], None] | None = None) ->
     split = source.split()
     for role in ("train", "val", "test"):
         for case in getattr(split, role):
-            if isinstance(source, PreparedSource):
+            if has_manifest(source):
                 row = _recorded(source.prepared.case(case))
             else:
                 row = _row(source, case, source.load(case))
@@ -117,7 +117,7 @@ def _row(source: DataSource, case: str, volume: Volume) -> CaseRow:
     voxels: tuple[int, ...] = ()
     if volume.label is not None:
         voxels = tuple(np.bincount(volume.label.numpy().reshape(-1), minlength=source.num_classes).tolist())
-    orientation = source.prepared.case(case).grid.axcodes if isinstance(source, PreparedSource) else ""
+    orientation = source.prepared.case(case).grid.axcodes if has_manifest(source) else ""
     return CaseRow(case, "", volume.shape, volume.spacing_mm, orientation, low, median, high,
                    float(image.std(dtype=np.float64)), voxels, _off_centre(volume))  # fmt: skip
 

@@ -125,6 +125,17 @@ class PublicSource(PreparedSource):
             found[case] = hashes[0] if len(hashes) == 1 else digest(hashes)
         return found
 
+    def patients(self) -> Mapping[str, str]:
+        """Patient of each case, from the manifest of a prepared folder or as the data set names its cases."""
+        if self.is_prepared:
+            return super().patients()
+        split = self.split()
+        return {case: self.patient_of(case) for case in (*split.train, *split.val, *split.test)}
+
+    def without_label(self) -> frozenset[str]:
+        """Training cases without a label: public lists name none, a prepared folder's manifest may."""
+        return super().without_label() if self.is_prepared else frozenset()
+
     def signatures(self) -> Mapping[str, NDArray[Any]] | None:
         """Signatures of a prepared folder; None otherwise."""
         return super().signatures() if self.is_prepared else None

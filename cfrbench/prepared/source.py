@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from numpy.typing import NDArray
@@ -123,3 +123,8 @@ class ImportedSource(PreparedSource):
 def open_imported(store: Path, name: str) -> SetRecord:
     """What the manifest of an imported set says; DataError if the store has none of that name."""
     return PreparedSet.open(imported_folder(store, name)).record
+
+
+def has_manifest(source: DataSource) -> TypeGuard[PreparedSource]:
+    """Whether a data set is read from a prepared folder; public ones may also be read from the field's own files."""
+    return isinstance(source, PreparedSource) and is_prepared(source.root)

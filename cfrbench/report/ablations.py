@@ -15,9 +15,7 @@ HEADS = {"concat": "Strategy", "scale": "Scale", "pseudo": "Pseudo-labels", "tun
 
 
 def all_tables(cases: pd.DataFrame, facts: Facts) -> list[Table]:
-    """The tables of a run or of an ablation, none if nothing is finished; with several organs one more, one by one."""
-    if cases.empty:
-        return []
+    """The tables of a run or of an ablation; with several organs one more, their Dice one by one."""
     found = [comparison(cases, facts) if "ablation" in facts else tables.comparison(cases, facts)]
     if cases["class"].nunique() < 2:
         return found

@@ -116,12 +116,14 @@ def tables_of(
 ) -> list[Table]:
     """The ``wanted`` ones of `TABLES`, in that order, without those that have no row; UsageError for another name.
 
-    ``classes`` is for data of several organs, ``costs`` needs what `costs` calls measured.
+    ``classes`` is for data of several organs, ``costs`` needs what `costs` calls measured; an ablation has the first two.
     """
     for name in wanted:
         if name not in TABLES:
             raise UsageError(f"There is no table '{name}'. {suggest(name, TABLES)}")
     scores, *classes = ablations.all_tables(cases, facts)
+    if "ablation" in facts:  # its rows are variants of one choice, not methods and their twins
+        wanted = [name for name in wanted if name in ("scores", "classes")]
     make: Mapping[str, Callable[[], list[Table]]] = {
         "scores": lambda: [scores],
         "classes": lambda: classes,

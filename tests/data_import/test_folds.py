@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import cfrbench
 from cfrbench.errors import ConfigError, UsageError
 from cfrbench.prepared.folds import folds, with_labels_of
-from cfrbench.report import tables
+from cfrbench.report import tables, writers
 from cfrbench.volume import Split
 
 PHANTOM = {"data.phantom.train": 4, "data.phantom.test": 2, "data.phantom.shape": (16, 16, 16)}
@@ -118,7 +118,7 @@ def test_one_upper_bound_serves_all_choices_of_a_fold(repeated: cfrbench.Result)
 def test_rows_count_alike_and_the_table_shows_spreads(repeated: cfrbench.Result) -> None:
     table = repeated.table()
     assert len(table[table["variant"] == "cfr"]) == 1
-    text = tables.to_markdown(tables.comparison(repeated.cases, repeated.facts))
+    text = writers.to_markdown(tables.comparison(repeated.cases, repeated.facts))
     for words in ("± choices", "± folds", "Labelled with 1 label: fold 1/2 choice 0", "cross-validation in 2 folds"):
         assert words in text
 
