@@ -50,7 +50,7 @@ def _scores(cell: pd.DataFrame, metric: str) -> pd.Series[float]:
 
 def _repeats(cases: pd.DataFrame) -> pd.DataFrame:
     """Another choice of labelled cases is a repeat as another seed is; folds test other cases, so they are none."""
-    if "choice" not in cases or not cases["choice"].fillna("").ne("").any():
+    if "choice" not in cases or not (cases["choice"].notna() & cases["choice"].ne("")).any():
         return cases
     return cases.assign(seed=cases["choice"].astype(str) + "/" + cases["seed"].astype(str))
 

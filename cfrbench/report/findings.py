@@ -116,7 +116,8 @@ def tables_of(
 ) -> list[Table]:
     """The ``wanted`` ones of `TABLES`, in that order, without those that have no row; UsageError for another name.
 
-    ``classes`` is for data of several organs, ``costs`` needs what `costs` calls measured; an ablation has the first two.
+    ``classes`` is for data of several organs, ``costs`` needs what `costs` calls measured; an ablation has no table but
+    the first two.
     """
     for name in wanted:
         if name not in TABLES:
