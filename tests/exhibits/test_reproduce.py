@@ -101,6 +101,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 # what is made
 
 
+@pytest.mark.slow
 def test_tables_come_in_every_format_and_figures_as_png_and_pdf(home: Path) -> None:
     out = home / "out" / "tiny"
     assert set(ENDINGS) == set(writers.FORMATS)
@@ -114,6 +115,7 @@ def test_tables_come_in_every_format_and_figures_as_png_and_pdf(home: Path) -> N
         assert (out / f"tiny-{kind}.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_a_missing_cell_is_missing_and_never_zero(home: Path) -> None:
     found = rows(home / "out" / "tiny" / "tiny.csv")
     names = [(row["Method"], row["Lab./unlab."]) for row in found]
@@ -133,6 +135,7 @@ def test_a_missing_cell_is_missing_and_never_zero(home: Path) -> None:
     assert "Jaccard (%)" not in found[0]
 
 
+@pytest.mark.slow
 def test_the_table_of_stages_compares_on_the_same_cases(home: Path) -> None:
     tuned, guided, *_ = rows(home / "out" / "tiny" / "tiny-stages.csv")
     assert tuned["Budget, model"] == "scarce, fine-tuned"
@@ -143,6 +146,7 @@ def test_the_table_of_stages_compares_on_the_same_cases(home: Path) -> None:
     assert float(shown) - float(tuned["Phantom"].rstrip("*")) == pytest.approx(gain, abs=0.011)
 
 
+@pytest.mark.slow
 def test_given_again_it_trains_nothing_and_writes_the_same_bytes(home: Path) -> None:
     out = home / "out" / "tiny"
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -155,6 +159,7 @@ def test_given_again_it_trains_nothing_and_writes_the_same_bytes(home: Path) -> 
     assert any("nobodys-method" in reason for reason in answer["missing"])
 
 
+@pytest.mark.slow
 def test_a_half_finished_run_is_shown_as_far_as_it_is(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "store", tmp_path / "store")
     shutil.rmtree(tmp_path / "store" / "predict")
@@ -181,6 +186,7 @@ def test_a_half_finished_run_is_shown_as_far_as_it_is(home: Path, tmp_path: Path
 # forecasts
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_something_finished_costs_nothing(home: Path) -> None:
     shown = tiny(home, "--dry-run")
     assert shown.exit_code == 0, shown.output
@@ -189,6 +195,7 @@ def test_a_dry_run_of_something_finished_costs_nothing(home: Path) -> None:
     assert (row["stages"], row["work_seconds"], row["unknown"]) == (0, 0, 0)
 
 
+@pytest.mark.slow
 def test_time_and_memory_are_learned_from_the_same_work_under_another_seed(home: Path) -> None:
     asked = Overrides({"": "phantom"}, {}, "smoke", None, (7,), SMALL)
     exhibit = planning.prepare("tiny", recipe.load("tiny"), asked, home / "store")
@@ -224,6 +231,7 @@ def test_data_that_are_missing_name_what_can_stand_in(tmp_path: Path) -> None:
     assert "--dataset phantom" in str(refused.exception)
 
 
+@pytest.mark.slow
 def test_one_missing_data_set_of_several_is_a_column_of_dashes(home: Path, tmp_path: Path) -> None:
     asked = Overrides({"la": "phantom", "brats19": "phantom"}, {}, "smoke", None, None, SMALL)
     exhibit = planning.prepare("table-9", recipe.load("table-9"), asked, tmp_path)
@@ -278,6 +286,7 @@ def test_a_missing_first_budget_does_not_shift_the_second(tmp_path: Path) -> Non
     assert words.count("30 labelled cases were asked for") == 1
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_missing_with_its_reason_and_the_rest_is_shown(home: Path, tmp_path: Path) -> None:
     text = TINY.replace('["nobodys-method", "mt"]', '["broken-inside"]').replace('guided = ["mt"]\ntuned = true', "")
     plugins = {"ssl.broken-inside": ("guest_failing", METHOD.format(name="broken-inside", title="B")),

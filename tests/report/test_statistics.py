@@ -183,6 +183,7 @@ def test_the_smallest_p_is_that_of_equal_signs() -> None:
     assert smallest_p(8, 8) == pytest.approx(8 * 2 / 256)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from([0.001, 0.01, 0.02, 0.04, 0.05, 0.3, 1.0]) | st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_that_of_statsmodels(p: list[float]) -> None:
