@@ -24,10 +24,10 @@ test:  ## the default tests: minutes on two cores
 	$(PYTHON) -m pytest
 
 slow:  ## long tests, and those on real volumes (CFRBENCH_DATA)
-	$(PYTHON) -m pytest -m "slow or realdata"
+	$(PYTHON) -m pytest -n 0 -m "slow or realdata"
 
 bench:  ## measure the ratios of benchmarks/README.md
-	$(PYTHON) -m pytest benchmarks -m benchmark_only --benchmark-enable -s
+	$(PYTHON) -m pytest benchmarks -n 0 -m benchmark_only --benchmark-enable -s
 
 wheel:  ## build the wheel into dist/
 	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .

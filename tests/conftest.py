@@ -1,4 +1,8 @@
-"""Shared by all tests: the closing lines of the golden ledgers, the real data folder."""
+"""Shared by all tests: who runs what, the closing lines of the golden ledgers, the real data folder.
+
+Tests run in two processes (pytest-xdist), a file in one of them, all golden tests in one, for they count together what
+they used. ``-n 0`` runs everything in this process, ``-n 8`` in eight.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,46 @@ import pytest
 
 from tests.golden import ledger as golden
 
+#: under this name a worker hands over its ledgers' lines
+_LINES = "golden"
+_lines_of_workers: list[str] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for each worker; torch, which is not loaded yet, takes it from here."""
+    if hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files go to workers whole, and those of golden tests as one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "golden" if nodeid.startswith("tests/golden/") else super()._split_scope(nodeid)
+
+    return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the lines of a worker to the process that prints."""
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output[_LINES] = golden.closing_lines()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the lines of a worker that has ended."""
+    _lines_of_workers.extend(getattr(node, "workeroutput", {}).get(_LINES, []))
+
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print ``golden: FAMILY used/total`` and the reasons of what was set aside."""
-    if golden.ledger.cache_info().currsize == 0:
-        return
-    for family in golden.FAMILIES:
-        book = golden.ledger(family)
-        terminalreporter.write_line(f"golden: {family} {len(book.used)}/{len(book.arrays)}")
-        for prefix, reason in sorted(book.allowed.items()):
-            count = sum(key.startswith(prefix) and key not in book.used for key in book.arrays)
-            terminalreporter.write_line(f"golden:   {family} {prefix}* set aside ({count}): {reason}")
+    for line in _lines_of_workers or golden.closing_lines():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

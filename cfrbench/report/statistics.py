@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 Array = NDArray[np.float64]
 
@@ -22,6 +22,8 @@ RESAMPLES = 9999
 SEED = 20240
 #: with fewer values than this a bootstrap knows too few different resamples, and Student's t is used
 FEW = 5
+#: to so many differences every sign flip is tried, as scipy's ``auto`` does; beyond, scipy.stats, half a second to load
+_ALL_SIGNS = 13
 #: a resample whose values differ by less than this share of the sample's deviation has no spread
 _FLAT = 1e-6
 
@@ -43,7 +45,7 @@ def mean_interval(values: Array, resamples: int = RESAMPLES) -> Array:
         return np.full((*values.shape[:-1], 2), np.nan)
     mean = values.mean(-1, keepdims=True)
     error = values.std(-1, ddof=1, keepdims=True) / np.sqrt(count)
-    student: Array = mean + error * stats.t.ppf(_tails(), count - 1)
+    student: Array = mean + error * stdtrit(count - 1, _tails())
     if count < FEW:
         return student
     away = values - mean
@@ -68,7 +70,7 @@ def crossed_interval(values: Array, resamples: int = RESAMPLES) -> Array:
         away, np.full((1, len(values)), 1 / len(values)), np.full((1, away.shape[1]), 1 / away.shape[1])
     )
     error, freedom = variances.error, variances.freedom(values.shape)
-    student: Array = values.mean() + error * stats.t.ppf(_tails(), freedom)
+    student: Array = values.mean() + error * stdtrit(freedom, _tails())
     if min(values.shape) < FEW:
         return student
     resampled = _variances(away, _shares(len(values), resamples), _shares(away.shape[1], resamples, stream=1))
@@ -140,7 +142,7 @@ def detectable(differences: Array) -> float:
     if count < 2 or not len(differences):
         return float("nan")
     errors = differences.std(-1, ddof=1) / np.sqrt(count)
-    return float(np.median(errors) * stats.t.ppf((1 + LEVEL) / 2, count - 1))
+    return float(np.median(errors) * stdtrit(count - 1, (1 + LEVEL) / 2))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,10 +160,24 @@ def signed_rank_p(differences: Array) -> float:
         return float("nan")
     if not rounded.any():
         return 1.0
+    if len(rounded) <= _ALL_SIGNS:
+        return _by_all_signs(rounded[rounded != 0])
+    from scipy import stats
+
     with warnings.catch_warnings():
         # scipy warns that its approximation is rough for few untied cases; docs/statistics.md says when it is used.
         warnings.filterwarnings("ignore", message="Sample size too small")
         return float(stats.wilcoxon(rounded, zero_method="wilcox", method="auto").pvalue)
+
+
+def _by_all_signs(differences: Array) -> float:
+    """Share of all sign flips of ``differences`` ``(n,)``, none zero, whose rank sum is as far from its mean."""
+    sizes = np.abs(differences)
+    above = sizes[:, None] > sizes
+    doubled_ranks = above.sum(1) + (~above.T).sum(1) + 1  # of equal sizes the mean rank: whole numbers when doubled
+    flips = np.arange(2 ** len(sizes))[:, None] >> np.arange(len(sizes)) & 1
+    away = np.abs((2 * flips - 1) @ doubled_ranks)
+    return float((away >= abs(np.sign(differences) @ doubled_ranks)).mean())
 
 
 def holm(p: Array) -> Array:
@@ -219,6 +235,8 @@ class Ranking(NamedTuple):
 def ranking(values: Array, *, higher_is_better: bool = True, resamples: int = RESAMPLES) -> Ranking:
     """Rank rows of ``values`` ``(k, cases)`` by their means, and again in every resample of the cases."""
     signed = -np.asarray(values, dtype=float) if higher_is_better else np.asarray(values, dtype=float)
+    from scipy import stats
+
     means = signed @ _shares(signed.shape[1], resamples).T
     samples = stats.rankdata(np.round(means, 9), axis=0)
     low, high = np.quantile(samples, _tails(), axis=1, method="inverted_cdf")

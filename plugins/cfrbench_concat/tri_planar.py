@@ -19,11 +19,12 @@ from cfrbench.config import Triple
 from cfrbench.contracts import ConcatStrategy, Layout
 from cfrbench.errors import UsageError
 from cfrbench.hookspecs import hookimpl
-from cfrbench.tiling import GridLayout, checked, expect, grid_layout, lay_out, own, take_apart
+from cfrbench.tiling import Geometry, GridLayout, checked, expect, grid_layout, lay_out, own, take_apart
 
 #: which axes of the volume are height, width and depth of a plane's stack of slices
 PLANES = ((-3, -2, -1), (-3, -1, -2), (-2, -1, -3))
 STACK = (-3, -2, -1)
+GEOMETRIES: tuple[Geometry, ...] = ("official", "paper")
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,15 @@ class TriPlanar(ConcatStrategy):
 
 @lru_cache(maxsize=64)
 def _plane(shape: Triple, axes: tuple[int, int, int], canvas: int) -> Plane:
-    """One plane of ``shape`` on as few canvases as lose nothing; a single slice that fits always does."""
+    """One plane of ``shape`` on as few canvases as lose nothing: of the official geometry, else of touching tiles.
+
+    The official tiles may overrun the canvas by their rounded padding, and the one slice of a canvas may stand there;
+    one tile that touches nothing always fits.
+    """
     height, width, depth = (shape[axis] for axis in axes)
-    shares = (-(-depth // groups) for groups in range(1, depth + 1))
-    fits = (grid for each in shares if (grid := grid_layout((height, width, each), canvas)) and grid.lossless)
-    grid = next(fits)
+    shares = [-(-depth // groups) for groups in range(1, depth + 1)]
+    grids = (grid_layout((height, width, each), canvas, geometry) for geometry in GEOMETRIES for each in shares)
+    grid = next(grid for grid in grids if grid and grid.lossless)
     return Plane(axes, depth, -(-depth // grid.shape[2]), grid)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -145,6 +145,8 @@ def test_a_patch_that_does_not_fit_is_refused_with_what_would() -> None:
 
 @quick
 @given(deep_shapes, st.integers(0, 60), dtypes, leads)
+@example((2, 12, 45), 60, torch.uint8, ())  # no number of official tiles loses nothing
+@example((7, 25, 16), 16, torch.float32, (1,))
 def test_three_planes_hold_every_volume_whose_sides_fit(
     shape: Triple, extra: int, dtype: torch.dtype, lead: tuple[int, ...]
 ) -> None:

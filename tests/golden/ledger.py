@@ -67,3 +67,17 @@ class Ledger:
 def ledger(family: str) -> Ledger:
     """The one ledger of a family in this test run."""
     return Ledger(family)
+
+
+def closing_lines() -> list[str]:
+    """``golden: FAMILY used/total`` for each family, and why keys were set aside; nothing if none was used here."""
+    books = [ledger(family) for family in FAMILIES] if ledger.cache_info().currsize else []  # collecting opens them
+    if not any(book.used for book in books):
+        return []
+    lines = []
+    for book in books:
+        lines.append(f"golden: {book.family} {len(book.used)}/{len(book.arrays)}")
+        for prefix, reason in sorted(book.allowed.items()):
+            count = sum(key.startswith(prefix) and key not in book.used for key in book.arrays)
+            lines.append(f"golden:   {book.family} {prefix}* set aside ({count}): {reason}")
+    return lines
