@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 
 #: standard deviation of the first coefficients; the cosine does not depend on their scale
 START = 1e-3
+#: shorter vectors count as this long, as in `torch.nn.functional.normalize`
+_SHORT = 1e-12
 
 
 def dependence(filters: Sequence[Tensor], companions: Sequence[Tensor], coefficients: Sequence[Tensor]) -> Tensor:
@@ -32,6 +35,28 @@ def _explained(filters: Tensor, companions: Tensor, coefficients: Tensor) -> Ten
     mixed = coefficients @ companions.detach().flatten(1)
     cosines = (F.normalize(mixed, dim=1) * F.normalize(filters.flatten(1), dim=1)).sum(dim=1)
     return cosines.square().mean()
+
+
+class _Products(NamedTuple):
+    """All that `_explained` asks of fixed filters and companions while only coefficients change: inner products.
+
+    A filter has thousands of weights, and there are hundreds of companions at most.
+    """
+
+    across: Tensor  # (O, K) filters with companions
+    among: Tensor  # (K, K) companions with each other
+    lengths: Tensor  # (O,) of the filters
+
+    @classmethod
+    def of(cls, filters: Tensor, companions: Tensor) -> _Products:
+        rows, others = filters.detach().flatten(1), companions.detach().flatten(1)
+        return cls(rows @ others.T, others @ others.T, rows.norm(dim=1))
+
+    def explained(self, coefficients: Tensor) -> Tensor:
+        """`_explained` for coefficients ``(O, K)``."""
+        inner = (coefficients * self.across).sum(dim=1)
+        length = ((coefficients @ self.among) * coefficients).sum(dim=1).clamp_min(_SHORT**2).sqrt()
+        return (inner / (length * self.lengths.clamp_min(_SHORT))).square().mean()
 
 
 class Mixture(nn.Module):
@@ -63,12 +88,14 @@ class Mixture(nn.Module):
         values = nn.Parameter(self.values)  # shares the buffer's memory, as the moments do: Adam works in place
         adam = torch.optim.Adam([values], lr=rate, maximize=True, foreach=False)
         adam.state[values] = {"step": self.updates, "exp_avg": self.first_moment, "exp_avg_sq": self.second_moment}
-        fixed = [layer.detach() for layer in filters]
-        for _ in range(steps):
-            adam.zero_grad(set_to_none=True)
-            with torch.enable_grad():
-                dependence(fixed, companions, self._by_layer(values)).backward()  # type: ignore[no-untyped-call]
-            adam.step()
+        with torch.autocast(values.device.type, enabled=False), torch.enable_grad():
+            layers = [_Products.of(*layer) for layer in zip(filters, companions, strict=True)]
+            for _ in range(steps):
+                adam.zero_grad(set_to_none=True)
+                parts = zip(layers, self._by_layer(values), strict=True)
+                measure = torch.stack([layer.explained(coefficients) for layer, coefficients in parts]).mean()
+                measure.backward()  # type: ignore[no-untyped-call]
+                adam.step()
 
     def _by_layer(self, values: Tensor) -> list[Tensor]:
         parts = torch.split(values, [math.prod(shape) for shape in self._shapes])

@@ -191,6 +191,21 @@ def test_the_search_raises_the_measure_and_leaves_the_filters_alone() -> None:
     assert int(mixture.updates) == 240
 
 
+def test_the_search_equals_plain_adam_on_the_measure() -> None:
+    torch.manual_seed(0)
+    shapes = [(4, 2, 3, 3, 3), (3, 4, 1, 1, 1)]
+    filters, companions = random_filters(shapes, seed=0), random_filters([(8, *shapes[0][1:]), (6, *shapes[1][1:])], 1)
+    mixture = Mixture([(4, 8), (3, 6)])
+    plain = [part.clone().requires_grad_() for part in mixture._by_layer(mixture.values)]
+    adam = torch.optim.Adam(plain, lr=0.02, maximize=True)
+    for _ in range(60):
+        adam.zero_grad()
+        dependence(filters, companions, plain).backward()
+        adam.step()
+    mixture.search(filters, companions, steps=60, rate=0.02)
+    torch.testing.assert_close(mixture.values, torch.cat([part.detach().flatten() for part in plain]), rtol=0, atol=1e-5)
+
+
 def test_the_search_finds_filters_that_are_mixes() -> None:
     (companions,) = random_filters([(3, 9)], seed=0)
     filters = [companions[:1] - 2.0 * companions[1:2]]
