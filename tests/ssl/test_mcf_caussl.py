@@ -203,7 +203,8 @@ def test_the_search_equals_plain_adam_on_the_measure() -> None:
         dependence(filters, companions, plain).backward()
         adam.step()
     mixture.search(filters, companions, steps=60, rate=0.02)
-    torch.testing.assert_close(mixture.values, torch.cat([part.detach().flatten() for part in plain]), rtol=0, atol=1e-5)
+    found = torch.cat([part.detach().flatten() for part in plain])
+    torch.testing.assert_close(mixture.values, found, rtol=0, atol=1e-5)
 
 
 def test_the_search_finds_filters_that_are_mixes() -> None:
