@@ -1,7 +1,7 @@
 """Concatenation and intensity curves against plain code, in one process on the same inputs.
 
-Run with ``pytest benchmarks/test_concat_speed.py -n 0 -m benchmark_only --benchmark-enable -s``. Figures are the best of
-15 rounds in milliseconds on LA's crop (4, 112, 112, 80) at canvas 1024; the sides of a ratio are timed in turns.
+Run with ``pytest benchmarks/test_concat_speed.py -n 0 -m benchmark_only --benchmark-enable -s``. Figures are the best
+of 15 rounds in milliseconds on LA's crop (4, 112, 112, 80) at canvas 1024; the sides of a ratio are timed in turns.
 """
 
 from __future__ import annotations
