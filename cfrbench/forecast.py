@@ -210,6 +210,31 @@ def forecast(rates: Rates, stages: Sequence[StageTask], recipes: Lookup, jobs: i
                     tuple(sorted({cost.like for cost in known})))  # fmt: skip
 
 
+def ahead(
+    store: Path, chains: Sequence[Sequence[StageTask]], todo: Sequence[StageTask], jobs: int, *,
+    data_root: Path | None = None, probing: bool = False,
+) -> Forecast:  # fmt: skip
+    """`forecast` of the stages ``todo`` of ``chains`` from what ``store`` knows; ``probing`` times what it does not."""
+    rates = Rates()
+    rates.learn(Store(store))
+    if probing:
+        missing = {stage.key for stage in todo}
+        probe(rates, [chain for chain in chains if missing & {stage.key for stage in chain}], data_root)
+    recipes = {stage.key: stage.recipe for chain in chains for stage in chain}
+    return forecast(rates, todo, recipes.get, jobs)
+
+
+def sentence(cost: Forecast, count: int) -> str:
+    """What ``count`` stages to run will take, in one line."""
+    if cost.unknown == count:
+        return "time and memory: not known, for no stage of this kind was computed here yet; --probe times a few steps"
+    line = (f"about {words(cost.wall_seconds)} with {cost.jobs} at a time, {cost.peak_mib / 1024:.1f} GiB at most "
+            f"(learned from {', '.join(cost.sources)})")  # fmt: skip
+    return line + f"; and {cost.unknown} stages of which nothing is known (--probe times a few steps)" * bool(
+        cost.unknown
+    )
+
+
 def _wall(stages: Sequence[StageTask], seconds: Mapping[str, float], jobs: int) -> float:
     """When the last stage ends if each begins, in this order, once its needs are done and one of ``jobs`` is free."""
     free = [0.0] * jobs

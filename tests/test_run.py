@@ -133,6 +133,26 @@ def test_a_dry_run_computes_nothing(tmp_path: Path) -> None:
     plan = json.loads(done.stdout)
     assert plan["cells"] == 5
     assert {task["stage"] for task in plan["todo"]} == {"tune", "pseudo", "train", "predict", "score"}
+    assert plan["forecast"]["unknown"] == len(plan["todo"])
+    assert not (tmp_path / "train").exists()
+
+
+def test_a_dry_run_says_what_the_rest_will_take(store: Path) -> None:
+    cfrbench.run(ssl=("mt",), labels=(1,), preset="smoke", set=SMALL, store=store)
+    again = ("run", "--preset", "smoke", "--ssl", "mt", "--labels", "1", "--seed-list", "7", "--dry-run", "--store",
+             str(store), *options())  # fmt: skip
+    plan = json.loads(call(*again, "--json").stdout)
+    assert plan["forecast"]["unknown"] == 0
+    assert plan["forecast"]["sources"] == ["the same work"]
+    assert 0 < plan["forecast"]["wall_seconds"] <= plan["forecast"]["work_seconds"]
+    assert "GiB at most (learned from the same work)" in call(*again).stdout
+
+
+def test_a_dry_run_can_time_what_nobody_has_computed(tmp_path: Path) -> None:
+    asked = ("run", "--preset", "smoke", "--ssl", "mt", "--labels", "1", "--dry-run", "--probe", "--store",
+             str(tmp_path), *options())  # fmt: skip
+    done = call(*asked)
+    assert "(learned from a probe)" in done.stdout
     assert not (tmp_path / "train").exists()
 
 

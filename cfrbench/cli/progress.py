@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -25,6 +26,7 @@ from cfrbench.hookspecs import LOST, hookimpl
 
 if TYPE_CHECKING:
     from cfrbench.contracts import StageTask
+    from cfrbench.forecast import Forecast
     from cfrbench.sweep import Plan, Result
 
 
@@ -207,16 +209,21 @@ def looking() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def show_plan(plan: Plan, as_json: bool) -> None:
-    """Print cells and stages of a dry run."""
+def show_plan(plan: Plan, cost: Forecast, as_json: bool) -> None:
+    """Print cells and stages of a dry run, and what they will take."""
+    from cfrbench.forecast import sentence
+
     if as_json:
         stages = [{"stage": t.stage, "key": t.key, "title": t.title} for t in plan.todo]
-        typer.echo(json.dumps({"cells": len(plan.chains), "todo": stages, "reused": plan.reused}))
+        typer.echo(json.dumps({"cells": len(plan.chains), "todo": stages, "reused": plan.reused,
+                               "forecast": asdict(cost)}))  # fmt: skip
         return
     header(plan)
     typer.echo(f"{len(plan.chains)} cells, {len(plan.todo)} stages to run, {plan.reused} reused")
     for task in plan.todo:
         typer.echo(f"  {task.stage:<8} {task.key[:12]}  {task.title}")
+    if plan.todo:
+        typer.echo(sentence(cost, len(plan.todo)))
 
 
 def header(plan: Plan) -> None:

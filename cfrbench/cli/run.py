@@ -61,11 +61,11 @@ def run(
     executor: Annotated[str, typer.Option(help="Where stages run.")] = "local",
     log: Annotated[str | None, typer.Option(help="More observers, comma-separated, e.g. tensorboard.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
+    probing: Annotated[bool, typer.Option("--probe", help="--dry-run: time a few steps of the unknown.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Train every method with and without CFR guidance at every budget, and print the table of gains."""
     from cfrbench import sweep
-    from cfrbench.cli import progress
 
     start = sweep.read_config(config, store) if config else RunConfig()
     request = _request(start, ssl=parse_names(ssl), labels=parse_labels(labels), dataset=dataset, concat=concat,
@@ -78,7 +78,7 @@ def run(
                             "compute.precision": precision})  # fmt: skip
     planned = _plan(request, store)
     if dry_run:
-        progress.show_plan(planned, as_json)
+        _show_plan(planned, jobs, probing, as_json)
     else:
         _execute(planned, executor, jobs, parse_names(log) or (), as_json)
 
@@ -90,6 +90,17 @@ def _plan(request: RunConfig, store: Path) -> Plan:
 
     with progress.looking() as look:
         return sweep.plan(request, store, look)
+
+
+def _show_plan(planned: Plan, jobs: int | None, probing: bool, as_json: bool) -> None:
+    """Cells, stages, and what they will take."""
+    from cfrbench import forecast, sweep
+    from cfrbench.cli import progress
+
+    chains = list(planned.chains.values())
+    cost = forecast.ahead(planned.store, chains, planned.todo, jobs or sweep.default_jobs(planned),
+                          data_root=planned.study.config.data_root, probing=probing)  # fmt: skip
+    progress.show_plan(planned, cost, as_json)
 
 
 def _execute(planned: Plan, executor: str, jobs: int | None, observers: tuple[str, ...], as_json: bool) -> None:
