@@ -26,7 +26,6 @@ from cfrbench.hookspecs import LOST, hookimpl
 
 if TYPE_CHECKING:
     from cfrbench.contracts import StageTask
-    from cfrbench.forecast import Forecast
     from cfrbench.sweep import Plan, Result
 
 
@@ -209,10 +208,12 @@ def looking() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def show_plan(plan: Plan, cost: Forecast, as_json: bool) -> None:
-    """Print cells and stages of a dry run, and what they will take."""
-    from cfrbench.forecast import sentence
+def show_plan(plan: Plan, as_json: bool, *, jobs: int | None = None, probing: bool = False) -> None:
+    """Print cells and stages of a dry run, and what they will take; ``probing`` times kinds that the store lacks."""
+    from cfrbench import forecast, sweep
 
+    cost = forecast.ahead(plan.store, list(plan.chains.values()), plan.todo, jobs or sweep.default_jobs(plan),
+                          data_root=plan.study.config.data_root, probing=probing)  # fmt: skip
     if as_json:
         stages = [{"stage": t.stage, "key": t.key, "title": t.title} for t in plan.todo]
         typer.echo(json.dumps({"cells": len(plan.chains), "todo": stages, "reused": plan.reused,
@@ -223,7 +224,7 @@ def show_plan(plan: Plan, cost: Forecast, as_json: bool) -> None:
     for task in plan.todo:
         typer.echo(f"  {task.stage:<8} {task.key[:12]}  {task.title}")
     if plan.todo:
-        typer.echo(sentence(cost, len(plan.todo)))
+        typer.echo(forecast.sentence(cost, len(plan.todo)))
 
 
 def header(plan: Plan) -> None:

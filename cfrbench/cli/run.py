@@ -66,19 +66,19 @@ def run(
 ) -> None:
     """Train every method with and without CFR guidance at every budget, and print the table of gains."""
     from cfrbench import sweep
+    from cfrbench.cli import progress
 
-    start = sweep.read_config(config, store) if config else RunConfig()
-    request = _request(start, ssl=parse_names(ssl), labels=parse_labels(labels), dataset=dataset, concat=concat,
-                       tune=tune, model=model, net=net, preset=preset, seeds=parse_seeds(seeds, seed_list),
-                       label_seeds=parse_seeds(label_seeds, None), folds=folds, fold_seed=fold_seed,
-                       data_root=data_root.expanduser().absolute() if data_root else None,
-                       baseline=False if no_baseline else None, bounds=False if no_bounds else None,
+    request = _request(sweep.read_config(config, store) if config else RunConfig(), ssl=parse_names(ssl),
+                       labels=parse_labels(labels), dataset=dataset, concat=concat, tune=tune, model=model, net=net,
+                       preset=preset, seeds=parse_seeds(seeds, seed_list), folds=folds, fold_seed=fold_seed,
+                       label_seeds=parse_seeds(label_seeds, None), baseline=False if no_baseline else None,
+                       bounds=False if no_bounds else None, data_root=data_root and data_root.expanduser().absolute(),
                        set={**parse_set(set_), "pseudo.mode": pseudo, "training.guidance_weight": guidance_weight,
                             "scoring.backend": scoring, "compute.device": device, "compute.threads": threads,
                             "compute.precision": precision})  # fmt: skip
     planned = _plan(request, store)
     if dry_run:
-        _show_plan(planned, jobs, probing, as_json)
+        progress.show_plan(planned, as_json, jobs=jobs, probing=probing)
     else:
         _execute(planned, executor, jobs, parse_names(log) or (), as_json)
 
@@ -90,17 +90,6 @@ def _plan(request: RunConfig, store: Path) -> Plan:
 
     with progress.looking() as look:
         return sweep.plan(request, store, look)
-
-
-def _show_plan(planned: Plan, jobs: int | None, probing: bool, as_json: bool) -> None:
-    """Cells, stages, and what they will take."""
-    from cfrbench import forecast, sweep
-    from cfrbench.cli import progress
-
-    chains = list(planned.chains.values())
-    cost = forecast.ahead(planned.store, chains, planned.todo, jobs or sweep.default_jobs(planned),
-                          data_root=planned.study.config.data_root, probing=probing)  # fmt: skip
-    progress.show_plan(planned, cost, as_json)
 
 
 def _execute(planned: Plan, executor: str, jobs: int | None, observers: tuple[str, ...], as_json: bool) -> None:
