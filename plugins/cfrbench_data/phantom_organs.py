@@ -7,7 +7,7 @@ lost beside the liver, the stomach's content is never the same twice, and bowel 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,17 @@ BRIGHTNESS = {
 }
 
 
+#: what six classes need beyond the protocol of all synthetic sets. Under that one the bound on all labels found the liver
+#: alone (14.7 Dice). This one was the best of nine by the two supervised bounds on the patients of seed 9 (all labels:
+#: 78.8, every class found); no CFR score was looked at.
+QUICK: Mapping[str, Any] = {
+    "net.vnet.dropout": 0.1,  # half of eight channels is too much, as in imported sets
+    "training.optimiser": "adamw",
+    "training.lr": 0.002,
+    "training.steps": 900,
+}
+
+
 class PhantomOrgans(SyntheticSource):
     """20 training and 8 test cases of 80 x 80 x 32 voxels by default; axes are left, back, up."""
 
@@ -53,6 +64,10 @@ class PhantomOrgans(SyntheticSource):
     class_names = ("background", "liver", "spleen", "right kidney", "left kidney", "stomach", "aorta")
     budgets: ClassVar[Mapping[str, int]] = {"scarce": 1, "moderate": 4}
     field_of_view_mm = (300.0, 250.0, 180.0)
+
+    def protocol(self, preset: str) -> Mapping[str, Any]:
+        """Recommended settings of a preset."""
+        return {**super().protocol(preset), **(QUICK if preset == "quick" else {})}
 
     def draw(self, rng: np.random.Generator, points: Array) -> tuple[Array, NDArray[np.uint8]]:
         """One abdomen: image and label, organs numbered as in ``class_names``."""
