@@ -45,9 +45,9 @@ BRIGHTNESS = {
 }
 
 
-#: what six classes need beyond the protocol of all synthetic sets. Under that one the bound on all labels found the liver
-#: alone (14.7 Dice). This one was the best of nine by the two supervised bounds on the patients of seed 9 (all labels:
-#: 78.8, every class found); no CFR score was looked at.
+#: what six classes need beyond the protocol of all synthetic sets, under which the bound on all labels found the liver
+#: alone (14.7 Dice). The best of nine by the two supervised bounds on the patients of seed 9 (all labels: 78.8, every
+#: class found); no CFR score was looked at.
 QUICK: Mapping[str, Any] = {
     "net.vnet.dropout": 0.1,  # half of eight channels is too much, as in imported sets
     "training.optimiser": "adamw",
