@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfrbench.backbone import Backbone
+from cfrbench.backbone import Backbone, Conv3d
 from cfrbench.config import Frozen
 from cfrbench.contracts import Segmenter
 from cfrbench.hookspecs import hookimpl
@@ -24,7 +24,7 @@ DEEPEST = len(BLOCKS)
 
 def _convolved(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """A convolution without bias, and its batch norm."""
-    layer = nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+    layer = Conv3d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
     return nn.Sequential(layer, nn.BatchNorm3d(outputs))
 
 

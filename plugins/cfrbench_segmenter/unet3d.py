@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfrbench.backbone import Backbone
+from cfrbench.backbone import Backbone, Conv3d
 from cfrbench.config import Frozen
 from cfrbench.contracts import Segmenter
 from cfrbench.errors import UsageError
@@ -31,7 +31,7 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
     """Two convolutions; the norm has neither parameters nor running statistics, though its switch says batch norm."""
     halves = [
         # In place is safe: the backward pass of the norm reads its input, not its output.
-        nn.Sequential(nn.Conv3d(n, outputs, kernel_size=3, padding=1), nn.InstanceNorm3d(outputs), nn.ReLU(True))
+        nn.Sequential(Conv3d(n, outputs, kernel_size=3, padding=1), nn.InstanceNorm3d(outputs), nn.ReLU(True))
         for n in (inputs, outputs)
     ]
     return nn.Sequential(OrderedDict(conv1=halves[0], conv2=halves[1]))

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfrbench.backbone import Backbone
+from cfrbench.backbone import Backbone, Conv3d
 from cfrbench.config import Frozen
 from cfrbench.contracts import Segmenter
 from cfrbench.hookspecs import hookimpl
@@ -33,7 +33,7 @@ LOWER = {"nine": "eight", "eight": "seven", "seven": "six", "six": "five"}
 def _block(convolutions: int, inputs: int, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for index in range(convolutions):
-        layers.append(nn.Conv3d(outputs if index else inputs, outputs, kernel_size=3, padding=1))
+        layers.append(Conv3d(outputs if index else inputs, outputs, kernel_size=3, padding=1))
         layers += _norm_relu(outputs)
     return _named(layers)
 
