@@ -24,7 +24,7 @@ FLOORS = [
     losses schedules metrics canvas intensity jitter sampling inference windows images averaging sam_like \
     blocked_attention lean perturbations distance_maps uncertainty prototypes confident_learning scan_steps \
     adversarial memory_bank cubes pasting independence
-    contracts backbone
+    contracts backbone values
     hookspecs decoders promptable tuners prompting slices tiling pretrained med2d teachers guidance datasets gauges \
     layouts prepared
     registry
@@ -33,7 +33,7 @@ FLOORS = [
     pipeline
     artifact published
     store report
-    recipes matrix
+    recipes matrix agenda
     stages
     sweep ablation
     reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \

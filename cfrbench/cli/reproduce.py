@@ -6,13 +6,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from cfrbench.cli import app
 from cfrbench.cli.common import (
     DEFAULT_STORE,
+    ExecutorOption,
     JsonOption,
     StoreOption,
     parse_labels,
@@ -64,6 +65,7 @@ def reproduce(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Stages at a time.  [default: what the machine has room for]")
     ] = None,
+    executor: ExecutorOption = "local",
     no_run: Annotated[bool, typer.Option("--no-run", help="Compute nothing, show what is finished.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells, time and memory, run nothing.")] = False,
     no_probe: Annotated[
@@ -86,7 +88,8 @@ def reproduce(
 
         _forecast(outlooks(exhibits, store, jobs=jobs, probing=not no_probe), refused, as_json)
         return
-    answers = [_one(exhibit, output / exhibit.name, not no_run, jobs, as_json) for exhibit in exhibits]
+    means = Means(not no_run, executor, jobs)
+    answers = [_one(exhibit, output / exhibit.name, means, as_json) for exhibit in exhibits]
     if as_json:
         typer.echo(json.dumps({"exhibits": answers, "refused": refused}))
     _say_refused(refused)
@@ -117,7 +120,15 @@ def _list(as_json: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def _one(exhibit: Exhibit, folder: Path, compute: bool, jobs: int | None, as_json: bool) -> dict[str, Any]:
+class Means(NamedTuple):
+    """How stages that are missing are run, if they are."""
+
+    compute: bool
+    executor: str
+    jobs: int | None
+
+
+def _one(exhibit: Exhibit, folder: Path, means: Means, as_json: bool) -> dict[str, Any]:
     """Run an exhibit, write and print it; what `--json` says of it."""
     from cfrbench import exhibition
     from cfrbench.cli import progress
@@ -127,8 +138,8 @@ def _one(exhibit: Exhibit, folder: Path, compute: bool, jobs: int | None, as_jso
     if not as_json:
         _say(exhibit)
     with progress.watch(quiet=as_json) as observer:
-        finished = running.finish(exhibit, compute=compute, jobs=jobs, observer=observer)
-    shown = showing.show(exhibit, finished, folder, compute=compute)
+        finished = running.finish(exhibit, **means._asdict(), observer=observer)
+    shown = showing.show(exhibit, finished, folder, compute=means.compute)
     failed = running.failures(finished)
     if not as_json:
         _print(shown, failed, folder)
