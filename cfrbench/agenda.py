@@ -10,7 +10,7 @@ from pathlib import Path
 from cfrbench.artifact import LOG
 from cfrbench.contracts import StageTask
 from cfrbench.errors import CfrbenchError, Interrupted, Skipped
-from cfrbench.files import read_log
+from cfrbench.files import log_line, read_log
 from cfrbench.store import scratch_folder
 
 Work = Callable[[StageTask], None]
@@ -178,13 +178,3 @@ def death(task: StageTask, how: str, store: Path | None) -> Died:
     tail = "; ".join(map(log_line, read_log(log)[-TAIL_LINES:])) if log else ""
     return Died(f"{task.title} failed: its process {how}. If memory ran out, use fewer jobs or a smaller preset; the "
                 f"same command goes on from its last checkpoint.{f' Its log ends: {tail}.' * bool(tail)}")  # fmt: skip
-
-
-def log_line(event: Mapping[str, object]) -> str:
-    """One event of a stage's log for a person: ``step 12, loss 0.532``."""
-    words = [str(event["event"])]
-    for name, value in event.items():
-        if name not in ("event", "time"):
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            words.append(shown if name == "step" and len(words) == 1 else f"{name} {shown}")
-    return f"{words[0]} {', '.join(words[1:])}".strip()

@@ -170,6 +170,7 @@ def execute(
     began = time.monotonic()
     runner = _runner(planned, executor, jobs, observers)
     _record(planned, {}, None)  # from now on `clean` leaves alone what this run has finished
+    Store(planned.store).cancel_mark(planned.name).unlink(missing_ok=True)
     if observer is not None:
         registry.WATCHERS.register(observer)
     try:
@@ -221,7 +222,9 @@ def _run_stages(planned: Plan, runner: Executor, observers: tuple[str, ...]) -> 
     seconds = planned.study.settings.training.checkpoint_seconds
     content = digest(dict(planned.study.fingerprint))
     root = planned.study.config.data_root
-    return runner.run(planned.todo, StageWork(planned.store.absolute(), root, seconds, observers, content))
+    return runner.run(
+        planned.todo, StageWork(planned.store.absolute(), root, seconds, observers, content, planned.name)
+    )
 
 
 def _record(planned: Plan, failures: dict[str, CfrbenchError], seconds: float | None) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Work:
     def meet(self, number: int) -> None:
         """Wait until the other one of two tasks is running as well."""
         other = self.folder / f"together{1 - number}.begun"
-        for _ in range(2000):
+        for _ in range(12_000):  # starting a process takes long where others compute
             if other.exists():
                 return
             time.sleep(0.01)

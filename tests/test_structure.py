@@ -19,7 +19,7 @@ FLOORS = [
     tuple(line.split())
     for line in """
     errors
-    config volume files
+    config volume files cells
     formats machine weights checkpoint compute headroom
     losses schedules metrics canvas intensity jitter sampling inference windows images averaging sam_like \
     blocked_attention lean perturbations distance_maps uncertainty prototypes confident_learning scan_steps \
@@ -31,13 +31,13 @@ FLOORS = [
     prepare training
     tuning retraining testing
     pipeline
-    artifact published
+    artifact published leases
     store report
-    recipes matrix agenda
+    recipes matrix agenda following
     stages
     sweep ablation
     reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
-    cards forecast archive pages
+    cards forecast archive pages standing
     exhibits
     cli
     """.strip().splitlines()
