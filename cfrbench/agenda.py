@@ -10,8 +10,9 @@ from pathlib import Path
 from cfrbench.artifact import LOG
 from cfrbench.contracts import StageTask
 from cfrbench.errors import CfrbenchError, Interrupted, Skipped
-from cfrbench.files import log_line, read_log
+from cfrbench.files import read_log
 from cfrbench.store import scratch_folder
+from cfrbench.wording import log_line
 
 Work = Callable[[StageTask], None]
 #: how a task ended, as it travels: None, or a failure and its cause

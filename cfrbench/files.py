@@ -165,13 +165,3 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         if isinstance(record, dict):
             records.append(record)
     return records
-
-
-def log_line(event: Mapping[str, object]) -> str:
-    """One event of a stage's log for a person: ``step 12, loss 0.532``."""
-    words = [str(event["event"])]
-    for name, value in event.items():
-        if name not in ("event", "time"):
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            words.append(shown if name == "step" and len(words) == 1 else f"{name} {shown}")
-    return f"{words[0]} {', '.join(words[1:])}".strip()

@@ -220,10 +220,3 @@ def _wall(stages: Sequence[StageTask], seconds: Mapping[str, float], jobs: int) 
         ends[stage.key] = begin + seconds[stage.key]
         heapq.heappush(free, ends[stage.key])
     return max(ends.values(), default=0.0)
-
-
-def words(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -83,7 +83,7 @@ class StageWork:
 
 @contextmanager
 def _heeding(mark: Path | None) -> Iterator[None]:
-    """Within the block a file ``mark`` stops this process as SIGTERM does; Interrupted if it is there already."""
+    """Within the block a file ``mark`` stops this process as Ctrl-C does; Interrupted if it is there already."""
     if mark is None:
         yield
         return
@@ -94,7 +94,7 @@ def _heeding(mark: Path | None) -> Iterator[None]:
     def watch() -> None:
         while not left.wait(CANCEL_SECONDS):
             if mark.exists():
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
                 return
 
     threading.Thread(target=watch, name="cancel", daemon=True).start()

@@ -169,14 +169,14 @@ def execute(
     """
     began = time.monotonic()
     runner = _runner(planned, executor, jobs, observers)
-    _record(planned, {}, None)  # from now on `clean` leaves alone what this run has finished
+    _record(planned, runner, {}, None)  # from now on `clean` leaves alone what this run has finished
     Store(planned.store).cancel_mark(planned.name).unlink(missing_ok=True)
     if observer is not None:
         registry.WATCHERS.register(observer)
     try:
         registry.WATCHERS.hook.run_planned(plan=planned.todo, reused=planned.reused)
         failures = _run_stages(planned, runner, observers)
-        record = _record(planned, failures, time.monotonic() - began)
+        record = _record(planned, runner, failures, time.monotonic() - began)
         registry.WATCHERS.hook.run_finished(name=planned.name, seconds=record["seconds"])
     finally:
         if observer is not None:
@@ -227,7 +227,9 @@ def _run_stages(planned: Plan, runner: Executor, observers: tuple[str, ...]) -> 
     )
 
 
-def _record(planned: Plan, failures: dict[str, CfrbenchError], seconds: float | None) -> dict[str, Any]:
+def _record(
+    planned: Plan, runner: Executor, failures: dict[str, CfrbenchError], seconds: float | None
+) -> dict[str, Any]:
     """Write what was asked and which keys answer it; ``seconds`` is None as long as the run goes on."""
     study = planned.study
     words = {task.key: task.title for task in planned.todo}
@@ -243,6 +245,7 @@ def _record(planned: Plan, failures: dict[str, CfrbenchError], seconds: float | 
         # What was only skipped has its cause in this list too.
         "failures": {words[key]: str(error) for key, error in failures.items() if not isinstance(error, Skipped)},
         "facts": planned.facts(),
+        "executor": {"name": runner.name, "options": runner.config.model_dump(mode="json")},
         "seconds": seconds,
         "trained": len(planned.todo) - len(failures),
         "reused": planned.reused,

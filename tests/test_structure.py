@@ -19,7 +19,7 @@ FLOORS = [
     tuple(line.split())
     for line in """
     errors
-    config volume files cells
+    config volume files cells wording
     formats machine weights checkpoint compute headroom
     losses schedules metrics canvas intensity jitter sampling inference windows images averaging sam_like \
     blocked_attention lean perturbations distance_maps uncertainty prototypes confident_learning scan_steps \
@@ -37,7 +37,8 @@ FLOORS = [
     stages
     sweep ablation
     reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
-    cards forecast archive pages standing
+    cards forecast archive pages standing \
+    cancelling
     exhibits
     cli
     """.strip().splitlines()

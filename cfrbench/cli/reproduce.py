@@ -186,7 +186,7 @@ def _forecast(outlooks: list[Outlook], refused: dict[str, str], as_json: bool) -
     from rich.console import Console
     from rich.table import Table
 
-    from cfrbench.forecast import words
+    from cfrbench.wording import duration
 
     if as_json:
         rows = [{"name": one.name, "cells": one.cells, "stages": len(one.todo), "shared": one.shared,
@@ -200,11 +200,11 @@ def _forecast(outlooks: list[Outlook], refused: dict[str, str], as_json: bool) -
     table = Table(*heads, box=None)
     for one in outlooks:
         cost, unsure = one.cost, " + ?" * bool(one.cost.unknown)
-        table.add_row(one.name, str(len(one.cells)), str(one.finished), f"{len(one.todo)}", words(cost.work_seconds)
-                      + unsure, f"{words(cost.wall_seconds)}{unsure} ({cost.jobs} at a time)",
+        table.add_row(one.name, str(len(one.cells)), str(one.finished), f"{len(one.todo)}", duration(cost.work_seconds)
+                      + unsure, f"{duration(cost.wall_seconds)}{unsure} ({cost.jobs} at a time)",
                       f"{cost.peak_mib / 1024:.1f} GiB{unsure}", ", ".join(cost.sources))  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     if len(outlooks) > 1:
         total = sum(one.cost.wall_seconds for one in outlooks)
-        typer.echo(f"{sum(len(one.todo) for one in outlooks)} stages in all, {words(total)}")
+        typer.echo(f"{sum(len(one.todo) for one in outlooks)} stages in all, {duration(total)}")
     _say_refused(refused)

@@ -83,15 +83,14 @@ class Ray(Executor):
 
         config = self.config
         memory = None if config.memory_gb is None else int(config.memory_gb * 2**30)
-        remote = ray.remote(_do).options(
-            num_cpus=cpus, num_gpus=config.gpus, memory=memory, max_retries=config.retries, retry_exceptions=False
-        )
+        needed = {"num_cpus": cpus, "num_gpus": config.gpus, "memory": memory, "max_retries": config.retries}
+        remote = ray.remote(_do)
         shared = ray.put(work)
         above = stages_above(tasks)
         refs: dict[str, Any] = {}
         for task in sorted(tasks, key=lambda task: -above[task.key]):
             needs = [refs[key] for key in task.needs if key in refs]
-            refs[task.key] = remote.options(name=task.title).remote(shared, task, *needs)
+            refs[task.key] = remote.options(name=task.title, **needed).remote(shared, task, *needs)
         return {refs[task.key]: task for task in tasks}
 
     def _follow(

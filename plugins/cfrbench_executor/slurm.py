@@ -240,8 +240,8 @@ class _Job:
     def __call__(self, chain: Segment) -> None:
         """Do each stage; a failure is the job's, so that SLURM drops the jobs behind it.
 
-        SIGTERM (preemption, scancel) and SIGUSR2 (`grace_seconds` before the time limit) let the stage save its state.
-        After the latter the job queues itself again; a preempted one is queued again by SLURM.
+        SIGTERM (preemption, scancel) and SIGUSR2 (`grace_seconds` before the time limit) let the stage save its state;
+        then the job queues itself again, unless it was cancelled.
         """
         keep_freed_memory()
         stop: Stop | None = None
@@ -253,8 +253,9 @@ class _Job:
                     if failure is not None:
                         raise failure
         except Interrupted:
-            if stop is not None and stop.signal_name == "SIGUSR2":
-                _requeue()
+            # `cfrbench cancel` comes as SIGINT, and a job that scancel ends runs no more in the controller's eyes.
+            if stop is not None and stop.signal_name in ("SIGTERM", "SIGUSR2"):
+                _requeue_running()
             raise
 
     def checkpoint(self, chain: Segment) -> Any:
@@ -264,7 +265,10 @@ class _Job:
         return DelayedSubmission(self, chain)
 
 
-def _requeue() -> None:
+def _requeue_running() -> None:
     array, number = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{number}" if array else os.environ["SLURM_JOB_ID"]
-    subprocess.run(["scontrol", "requeue", job], check=True)
+    state = subprocess.run(["squeue", "--noheader", "--format=%T", f"--jobs={job}"], capture_output=True, text=True,
+                           check=False).stdout.strip()  # fmt: skip
+    if state == "RUNNING":
+        subprocess.run(["scontrol", "requeue", job], check=True)

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from cfrbench.contracts import StageTask
-from cfrbench.forecast import _wall, words
+from cfrbench.forecast import _wall
 from cfrbench.report import pictures, plots
 from cfrbench.report.plots import Dot, Pair, Score
 from cfrbench.report.tables import Mark, Table, with_metrics, with_rows
+from cfrbench.wording import duration
 
 NOTHING = Score(math.nan)
 MASK = np.array([[[0, 1], [1, 1]], [[0, 0], [2, 0]]])
@@ -96,4 +97,4 @@ def test_wall_time_is_that_of_jobs_side_by_side_with_needs_first() -> None:
 
 
 def test_durations_are_told_in_the_unit_that_fits() -> None:
-    assert [words(seconds) for seconds in (7, 600, 36000)] == ["7 s", "10 min", "10.0 h"]
+    assert [duration(seconds) for seconds in (7, 600, 36000)] == ["7 s", "10 min", "10.0 h"]

@@ -1,4 +1,4 @@
-"""A SLURM cluster of one node with two CPUs, its daemons started by hand and stopped again; Debian's slurm-wlm, munge."""
+"""A SLURM cluster of one node with two CPUs, its daemons started by hand (Debian's slurm-wlm, munge)."""
 
 from __future__ import annotations
 
