@@ -89,6 +89,9 @@ def _heeding(mark: Path | None) -> Iterator[None]:
         return
     if mark.exists():
         raise Interrupted(f"{mark.stem} was cancelled. Give its command again to go on.")
+    if threading.current_thread() is not threading.main_thread():  # no signal reaches its loops
+        yield
+        return
     left = threading.Event()
 
     def watch() -> None:

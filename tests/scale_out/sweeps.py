@@ -24,7 +24,7 @@ def sweep(store: Path, executor: str = "local", jobs: int = 1, **options: Any) -
 
 def scores(result: Result) -> list[dict[str, Any]]:
     """Every score of every case, bit for bit, in an order of its own."""
-    assert result.failures == {}
+    assert not result.failures, result.failures
     frame = result.cases
     columns = sorted(name for name in frame.columns if name not in ("seconds",))
     rows: list[dict[str, Any]] = frame[columns].sort_values(columns).to_dict("records")
