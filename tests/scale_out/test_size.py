@@ -48,7 +48,8 @@ from cfrbench.config import RunConfig
 from cfrbench.sweep import plan
 started = time.process_time()
 request = RunConfig(preset="smoke", ssl=("mt", "ua-mt", "cps", "ict", "cct"), labels=(1, 2, 3, 4),
-                    seeds=tuple(range(int(sys.argv[2]))), set={"data.phantom.train": 8, "data.phantom.shape": [24, 24, 16]})
+                    seeds=tuple(range(int(sys.argv[2]))),
+                    set={"data.phantom.train": 8, "data.phantom.shape": [24, 24, 16]})
 planned = plan(request, Path(sys.argv[1]))
 found = [len(planned.chains), len(planned.todo), len({task.key for task in planned.todo})]
 """
