@@ -24,14 +24,14 @@ FLOORS = [
     losses schedules metrics canvas intensity jitter sampling inference windows images averaging sam_like \
     blocked_attention lean perturbations distance_maps uncertainty prototypes confident_learning scan_steps \
     adversarial memory_bank cubes pasting independence
-    contracts backbone values
+    contracts values backbone
     hookspecs decoders promptable tuners prompting slices tiling pretrained med2d teachers guidance datasets gauges \
     layouts prepared
     registry
     prepare training
     tuning retraining testing
     pipeline
-    artifact published leases
+    artifact leases published
     store report
     recipes matrix agenda following
     stages
