@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import pickle
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -47,23 +48,23 @@ class Agenda:
             self._missing[task.key] = self._waiting.keys() & task.needs
             for key in self._missing[task.key]:
                 self._dependents.setdefault(key, []).append(task)
-        self._ready = [task for task in tasks if not self._missing[task.key]]
+        self._place = {task.key: place for place, task in enumerate(tasks)}
+        self._ready: list[tuple[int, int, StageTask]] = []  # a heap: those of the longest chains first, then as given
+        for task in tasks:
+            if not self._missing[task.key]:
+                self._make_ready(task)
 
     def take(self) -> StageTask | None:
         """The next task that can start, of the longest chain; None if each waits for a running one, or none is left.
 
         Fine-tuning begins first, then: four stages wait for it, while trainings without guidance fit in anywhere.
         """
-        if not self._ready:
-            return None
-        task = max(self._ready, key=lambda task: self._above[task.key])
-        self._ready.remove(task)
-        return self._waiting.pop(task.key)
+        return self._waiting.pop(heapq.heappop(self._ready)[2].key) if self._ready else None
 
     def again(self, task: StageTask) -> None:
         """Put a task that was taken back: it is to be tried once more."""
         self._waiting[task.key] = task
-        self._ready.append(task)
+        self._make_ready(task)
 
     def finish(self, task: StageTask, failure: CfrbenchError | None) -> None:
         """Note the end of a task; a failure takes along all that need it."""
@@ -74,7 +75,10 @@ class Agenda:
         for above in self._dependents.get(task.key, ()):
             self._missing[above.key].discard(task.key)
             if not self._missing[above.key] and above.key in self._waiting:
-                self._ready.append(above)
+                self._make_ready(above)
+
+    def _make_ready(self, task: StageTask) -> None:
+        heapq.heappush(self._ready, (-self._above[task.key], self._place[task.key], task))
 
     def _skip(self, key: str, culprit: StageTask) -> None:
         for task in self._dependents.get(key, ()):
