@@ -171,7 +171,11 @@ class Draft:
                 shutil.rmtree(self.output)
             self.output.mkdir(parents=True)
         self.log = JsonLog(folder / LOG)
-        self.log.write(BEGIN)
+        try:
+            self.log.write(BEGIN)
+        except BaseException:
+            self.log.close()
+            raise
 
     def path(self, name: str) -> Path:
         """Where to write the artifact's file ``name``."""

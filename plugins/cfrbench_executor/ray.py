@@ -6,6 +6,7 @@ Needs the extra: pip install 'cfrbench[ray]'. Importing this file imports no Ray
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -67,9 +68,9 @@ class Ray(Executor):
         cpus = self.config.cpus or threads_of(tasks)
         ours = not ray.is_initialized()
         if ours:
-            some = {"num_cpus": self.config.jobs * cpus} if self.config.jobs else {}
-            ray.init(self.config.address, include_dashboard=False, log_to_driver=False, logging_level="error",
-                     **some)  # fmt: skip
+            limit = self.config.jobs * cpus if self.config.jobs else None
+            ray.init(self.config.address, num_cpus=limit, include_dashboard=False, log_to_driver=False,
+                     logging_level=logging.ERROR)  # fmt: skip
         try:
             with graceful_stop() as stop:
                 return self._follow(tasks, self._hand_over(tasks, work, cpus), stop)

@@ -10,11 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from cfrbench import leases
@@ -27,19 +26,10 @@ from tests.scale_out.sweeps import scores, sweep
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 KILLS = 30
+FILES = {"tune": "weights.safetensors", "train": "weights.safetensors", "score": "scores.parquet"}
+STAGES = ("tune", "pseudo", "train", "predict", "score")
 #: enough that a stage killed again and again is tried again each time
 RETRIES = 50
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The scores nothing has disturbed."""
-    return scores(sweep(tmp_path_factory.mktemp("undisturbed")))
-
-
-def workers() -> list[psutil.Process]:
-    """Worker processes of this one that have torch loaded or are about to."""
-    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
 
 
 @contextmanager
@@ -60,25 +50,28 @@ def beside(action: Any) -> Iterator[list[Any]]:
         thread.join()
 
 
-def test_workers_killed_at_random_moments(tmp_path: Path, undisturbed: list[dict[str, Any]]) -> None:
+def test_workers_killed_at_random_moments(tmp_path: Path, reference: list[dict[str, Any]]) -> None:
     chance = random.Random(0)
     killed: list[int] = []
 
     def kill_one() -> None:
-        time.sleep(chance.uniform(0.0, 0.3))
-        busy = [child for child in workers() if child.pid not in killed and child.cpu_times().user > 0.1]
+        time.sleep(chance.uniform(0.0, 0.2))
+        holders = [leases.read(lease) or {} for lease in tmp_path.glob("store-*/locks/*.lease")]
+        busy = sorted({holder["pid"] for holder in holders if "pid" in holder} - set(killed))
         if busy and len(killed) < KILLS:
             victim = chance.choice(busy)
-            victim.send_signal(signal.SIGKILL)
-            killed.append(victim.pid)
+            with suppress(ProcessLookupError):  # it had just ended by itself
+                os.kill(victim, signal.SIGKILL)
+                killed.append(victim)
 
     rounds = 0
     with beside(kill_one):
         while len(killed) < KILLS:  # a sweep this small is over before so many kills: begin another one
             rounds += 1
             store = tmp_path / f"store-{rounds}"
-            assert scores(sweep(store, jobs=2, retries=RETRIES)) == undisturbed
-    assert len(set(killed)) == KILLS
+            assert scores(sweep(store, jobs=2, retries=RETRIES)) == reference
+    begun = [[event["event"] for event in read_log(log)].count("begin") for log in tmp_path.glob("*/*/*/log.jsonl")]
+    assert sum(begun) - len(begun) >= KILLS / 2, "hardly a kill landed inside a stage"
 
 
 COMMAND = "import sys; sys.path.insert(0, {root!r}); from pathlib import Path; from tests.scale_out.sweeps import *; "
@@ -110,7 +103,7 @@ def held(store: Path) -> list[Path]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_launcher_is_ended_and_issued_again(
-    tmp_path: Path, undisturbed: list[dict[str, Any]], number: signal.Signals
+    tmp_path: Path, reference: list[dict[str, Any]], number: signal.Signals
 ) -> None:
     store = tmp_path / "store"
     launcher = launch(store)
@@ -121,11 +114,11 @@ def test_the_launcher_is_ended_and_issued_again(
     assert len(list((store / "score").glob("*"))) < 12, "everything was done before the signal"
     if number == signal.SIGKILL:
         assert held(store), "the dead launcher left no lease behind"
-    assert scores(sweep(store)) == undisturbed
+    assert scores(sweep(store)) == reference
     assert held(store) == []
 
 
-def test_two_launchers_at_once_share_the_work(tmp_path: Path, undisturbed: list[dict[str, Any]]) -> None:
+def test_two_launchers_at_once_share_the_work(tmp_path: Path, reference: list[dict[str, Any]]) -> None:
     store = tmp_path / "store"
     launchers = [launch(store), launch(store)]
     for launcher in launchers:
@@ -134,11 +127,11 @@ def test_two_launchers_at_once_share_the_work(tmp_path: Path, undisturbed: list[
     found = [read_log(log) for log in store.glob("*/*/log.jsonl")]
     assert len(found) == 36
     assert all([event["event"] for event in log].count("begin") == 1 for log in found), "a stage was computed twice"
-    assert scores(sweep(store)) == undisturbed
+    assert scores(sweep(store)) == reference
 
 
 def test_the_holder_of_a_lock_died_on_another_machine(
-    tmp_path: Path, undisturbed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: Any
+    tmp_path: Path, reference: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 2.0)
     store = Store(tmp_path / "store")
@@ -146,7 +139,7 @@ def test_the_holder_of_a_lock_died_on_another_machine(
     lease = leases.Lease(store.lease(key))
     lease._about |= {"kernel": "of a machine that lost its power"}
     store.lease(key).write_bytes(lease.line())
-    assert scores(sweep(store.root)) == undisturbed
+    assert scores(sweep(store.root)) == reference
     assert "its holder is taken for dead" in caplog.text
 
 
@@ -159,29 +152,21 @@ def _first_key(tmp_path: Path) -> str:
     return plan(RunConfig.model_validate(REQUEST), tmp_path / "elsewhere").todo[0].key
 
 
-@pytest.mark.parametrize("stage", ["tune", "train", "score"])
-def test_a_flipped_byte_is_found_and_its_stage_computed_again(
-    tmp_path: Path, undisturbed: list[dict[str, Any]], stage: str
-) -> None:
+def test_a_flipped_byte_is_found_and_its_stage_computed_again(tmp_path: Path, reference: list[dict[str, Any]]) -> None:
     store = tmp_path / "store"
-    assert scores(sweep(store)) == undisturbed
-    name = "scores.parquet" if stage == "score" else "weights.safetensors"
-    flip(next(iter(sorted((store / stage).glob(f"*/{name}")))))
-    for score in store.glob("score/*") if stage != "score" else ():
-        _forget(score)  # only what is needed is looked at
-    again = sweep(store)
-    assert scores(again) == undisturbed
-    assert again.trained > 0
-    assert len(list((store / "damaged").iterdir())) == 1
-
-
-def _forget(folder: Path) -> None:
-    Store(folder.parents[1]).discard(folder)
+    sweep(store)
+    for number, (stage, name) in enumerate(FILES.items(), 1):
+        flip(min((store / stage).glob(f"*/{name}")))
+        later = STAGES[STAGES.index(stage) + 1 :]  # only what something missing stands on is looked at
+        for folder in [folder for above in later for folder in store.glob(f"{above}/*")]:
+            Store(store).discard(folder)
+        assert scores(sweep(store)) == reference
+        assert len(list((store / "damaged").iterdir())) == number
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small file system")
 def test_a_full_store_stops_with_a_message_and_goes_on_when_there_is_room(
-    tmp_path: Path, undisturbed: list[dict[str, Any]]
+    tmp_path: Path, reference: list[dict[str, Any]]
 ) -> None:
     store = tmp_path / "small"
     store.mkdir()
@@ -200,6 +185,6 @@ def test_a_full_store_stops_with_a_message_and_goes_on_when_there_is_room(
         assert all("the disk is full" in words for words in failed.values()), failed
         filler.unlink()
         subprocess.run(["mount", "-o", "remount,size=64m", str(store)], check=True)
-        assert scores(sweep(store)) == undisturbed
+        assert scores(sweep(store)) == reference
     finally:
         subprocess.run(["umount", str(store)], check=True)
