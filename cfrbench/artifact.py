@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cfrbench.contracts import StageTask
 
 MANIFEST, LOG = "manifest.json", "log.jsonl"
+#: events of a log that others look for: an attempt begins, says how many steps it has, fails
+BEGIN, LENGTH, FAILED = "begin", "length", "failed"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _KEY = re.compile(r"[A-Za-z0-9_]+")
@@ -169,7 +171,11 @@ class Draft:
                 shutil.rmtree(self.output)
             self.output.mkdir(parents=True)
         self.log = JsonLog(folder / LOG)
-        self.log.write("begin")
+        try:
+            self.log.write(BEGIN)
+        except BaseException:
+            self.log.close()
+            raise
 
     def path(self, name: str) -> Path:
         """Where to write the artifact's file ``name``."""
@@ -190,7 +196,7 @@ class Draft:
             "recipe": task.recipe,
             "summary": self.summary,
             "environment": environment(),
-            "attempts": sum(event["event"] == "begin" for event in events),
+            "attempts": sum(event["event"] == BEGIN for event in events),
             "seconds": _busy_seconds(events),
             "peak_mib": peak_mib(),
             "created": datetime.now(UTC).isoformat(),
@@ -208,4 +214,4 @@ def _sealed(path: Path) -> dict[str, Any]:
 def _busy_seconds(events: Sequence[Mapping[str, Any]]) -> float:
     """Seconds spent over all attempts; what a killed attempt did after its last line is lost, and so not counted."""
     moments = [*events, {"event": "end", "time": time.time()}]
-    return round(sum(float(b["time"] - a["time"]) for a, b in pairwise(moments) if b["event"] != "begin"), 3)
+    return round(sum(float(b["time"] - a["time"]) for a, b in pairwise(moments) if b["event"] != BEGIN), 3)

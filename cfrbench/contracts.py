@@ -1,4 +1,4 @@
-"""The abstract class of each plug-in kind, and the values they exchange. `cfrbench.testing` checks their laws.
+"""The abstract class of each plug-in kind; `cfrbench.testing` checks their laws. Their values are in `cfrbench.values`.
 
 Shapes: B batch, C classes (background first), ``(H, W, D)`` a crop or volume with slices last, S side of a canvas.
 """
@@ -6,7 +6,7 @@ Shapes: B batch, C classes (background first), ``(H, W, D)`` a crop or volume wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,88 +20,13 @@ from cfrbench.errors import CfrbenchError
 from cfrbench.losses import class_map
 from cfrbench.sam_like import Promptable as Promptable
 from cfrbench.scan_steps import ScanSteps
+from cfrbench.values import Batch as Batch
+from cfrbench.values import Layout as Layout
+from cfrbench.values import Phase as Phase
+from cfrbench.values import Progress as Progress
+from cfrbench.values import StageTask as StageTask
+from cfrbench.values import StepOutput as StepOutput
 from cfrbench.volume import Split, Volume
-
-# ---------------------------------------------------------------------------------------------------------------------
-# values
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where each voxel of a volume stands on the canvases; everything the inverse needs. Strategies extend it."""
-
-    shape: Triple
-    canvas: int  # side S in pixels, as `ConcatStrategy.canvas_side` says
-    count: int = 1  # canvases per volume
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One training batch: labelled crops first, then unlabelled ones.
-
-    image ``(L + U, 1, H, W, D)`` float; label ``(L, H, W, D)`` uint8; pseudo ``(U, H, W, D)`` uint8 pseudo-labels that
-    move with their images through every mix, or None in a baseline; own ``(U, H, W, D)`` uint8 labels that the method
-    itself gave to whole volumes (`SSLMethod.labeller`). There is no label of an unlabelled crop in here.
-    """
-
-    image: Tensor
-    label: Tensor
-    pseudo: Tensor | None = None
-    own: Tensor | None = None
-
-    @property
-    def labelled(self) -> int:
-        """L, the number of labelled crops."""
-        return self.label.shape[0]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands: 0-based ``step`` before its update, of ``total``; the same inside the current phase."""
-
-    step: int
-    total: int
-    phase: int = 0
-    phase_step: int = 0
-    phase_total: int = 0
-    part: int = 0  # of the batches whose gradients are summed up before the update
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What a step teaches: named, already weighted scalar losses whose sum is minimised.
-
-    guided: the logits ``(U, C, H, W, D)`` on the unlabelled crops, one per network, to which guidance may be added. A
-    pass that only guidance needs may be left out where ``batch.pseudo`` is None.
-    guided_pseudo: where the method mixed or moved its crops, ``batch.pseudo`` mixed and moved alike, ``(N, H, W, D)``
-    for guided logits ``(N, C, H, W, D)``; voxels labelled 255 come from elsewhere and are not guided.
-    masks: by loss name, the voxels ``(N, 1 or C, H, W, D)`` of the last N crops that this loss counts, if not all.
-    """
-
-    losses: dict[str, Tensor]
-    guided: tuple[Tensor, ...] = ()
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    guided_pseudo: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of training with its own learning-rate schedule; ``share`` is its weight among all phases."""
-
-    name: str
-    share: float = 1.0
-
-
-@dataclass(frozen=True)
-class StageTask:
-    """One stage to run: ``key`` is the hash of ``recipe``; ``needs`` are the keys of the stages it reads."""
-
-    stage: str
-    key: str
-    title: str
-    needs: tuple[str, ...] = ()
-    recipe: Mapping[str, Any] = field(default_factory=dict, hash=False, compare=False)
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # plug-in kinds
@@ -393,8 +318,20 @@ class DataSource(_Configured):
 
 
 class Executor(_Configured):
-    """Runs stages. It gets them in an order in which needs come first."""
+    """Runs stages. It gets them in an order in which needs come first.
+
+    The store is what all processes share: a stage is finished once its artifact is there, whoever computed it. An
+    executor may keep files of its own in ``store/jobs/NAME``. One that lacks a package raises PluginError when made.
+    """
+
+    def __init__(self, config: Any = None, store: Path | None = None) -> None:
+        super().__init__(config)
+        self.store = store
 
     @abstractmethod
     def run(self, tasks: Sequence[StageTask], work: Callable[[StageTask], None]) -> dict[str, CfrbenchError]:
         """Run every task, skipping those whose needs failed; return failures by key. ``work`` can be pickled."""
+
+    def cancel(self, keys: Collection[str]) -> str:
+        """Withdraw stages that wait in a queue which outlives this process; what was done in words, "" if nothing."""
+        return ""

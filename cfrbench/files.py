@@ -128,8 +128,12 @@ class JsonLog:
         with storage_errors("open the log", path):
             self._file = path.open("ab", buffering=0)
             # A line torn by a kill must not swallow the first line of this attempt.
-            if not _ends_with_newline(path):
-                self._file.write(b"\n")
+            try:
+                if not _ends_with_newline(path):
+                    self._file.write(b"\n")
+            except BaseException:
+                self._file.close()
+                raise
 
     def write(self, event: str, **values: Any) -> None:
         """Append ``{"event": event, "time": seconds since 1970, **values}``; non-finite numbers become null."""

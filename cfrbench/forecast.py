@@ -1,4 +1,4 @@
-"""How long stages will take here and how much memory they need, from what stages in the store took on this machine.
+"""Time, memory and disk that stages will take here, from what finished stages took on this machine.
 
 A stage's time is a start plus so many units: optimiser steps, or volumes. Both are read from the manifest and log of a
 finished stage that does the same work (plug-ins, options and settings equal; cases, seed and number of steps may
@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from cfrbench.agenda import Agenda
 from cfrbench.artifact import LOG, MANIFEST, Artifact
 from cfrbench.config import digest
 from cfrbench.contracts import StageTask
@@ -27,20 +28,27 @@ from cfrbench.machine import environment
 from cfrbench.recipes import task
 from cfrbench.stages import StageWork
 from cfrbench.store import Store
+from cfrbench.wording import duration
 
 #: optimiser steps and volumes of a probe
 PROBE_STEPS, PROBE_CASES = 3, 2
+#: stages whose files grow with the number of volumes
+VOLUMES = ("pseudo", "predict")
 #: what makes two machines take different times
 MACHINE = ("cpu", "cores", "torch", "accelerator")
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What one kind of stage costs here: seconds to start, seconds for each unit, highest memory."""
+    """What one kind of stage costs here: seconds to start, seconds for each unit, highest memory, files it leaves.
+
+    disk_mib: of the whole artifact, or of each volume for stages that label volumes (`VOLUMES`).
+    """
 
     start_seconds: float
     unit_seconds: float
     peak_mib: float
+    disk_mib: float
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Cost:
 
     seconds: float
     peak_mib: float
+    disk_mib: float
     like: str
 
 
@@ -59,6 +68,7 @@ class Forecast:
     work_seconds: float
     wall_seconds: float
     peak_mib: float
+    disk_mib: float
     jobs: int
     unknown: int
     sources: tuple[str, ...]
@@ -104,8 +114,9 @@ class Rates:
         if rate is None:
             return None
         like = "a probe" if kind in self.probed else "the same work" if kind == exact else "another method"
-        seconds = rate.start_seconds + rate.unit_seconds * units(stage.stage, stage.recipe, recipes)
-        return Cost(seconds, rate.peak_mib, like)
+        count = units(stage.stage, stage.recipe, recipes)
+        disk_mib = rate.disk_mib * (count if stage.stage in VOLUMES else 1)
+        return Cost(rate.start_seconds + rate.unit_seconds * count, rate.peak_mib, disk_mib, like)
 
 
 def kind_of_work(stage: str, recipe: Mapping[str, Any], recipes: Lookup) -> tuple[str, str]:
@@ -147,11 +158,13 @@ def _at(recipes: Lookup, link: Mapping[str, str]) -> Mapping[str, Any]:
 def _rate(artifact: Artifact, count: int) -> Rate:
     """From the log's moments where there are enough; what is not a step belongs to the start."""
     seconds, peak = float(artifact.manifest["seconds"]), float(artifact.manifest["peak_mib"])
+    disk = sum(file["bytes"] for file in artifact.manifest["files"].values()) / 2**20
+    disk /= max(count, 1) if artifact.stage in VOLUMES else 1
     moments = [event["time"] for event in read_log(artifact.folder / LOG) if event["event"] == "step"]
     if len(moments) < 3 or not count:
-        return Rate(0.0, seconds / max(count, 1), peak)
+        return Rate(0.0, seconds / max(count, 1), peak, disk)
     unit = statistics.median(b - a for a, b in pairwise(moments))
-    return Rate(max(0.0, seconds - unit * count), unit, peak)
+    return Rate(max(0.0, seconds - unit * count), unit, peak, disk)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,13 +214,13 @@ def miniature(chain: Sequence[StageTask]) -> list[StageTask]:
 
 
 def forecast(rates: Rates, stages: Sequence[StageTask], recipes: Lookup, jobs: int) -> Forecast:
-    """Time and memory of ``stages`` (needs first), ``jobs`` at a time, as an executor would begin them."""
+    """Time, memory and disk of ``stages`` (needs first), ``jobs`` at a time, as the local executor begins them."""
     costs = {stage.key: rates.cost(stage, recipes) for stage in stages}
     known = [cost for cost in costs.values() if cost is not None]
     side_by_side = sorted((cost.peak_mib for cost in known), reverse=True)[:jobs]
-    wall = _wall(stages, {key: cost.seconds if cost else 0.0 for key, cost in costs.items()}, jobs)
-    return Forecast(sum(cost.seconds for cost in known), wall, sum(side_by_side), jobs, len(stages) - len(known),
-                    tuple(sorted({cost.like for cost in known})))  # fmt: skip
+    wall = wall_seconds(stages, {key: cost.seconds if cost else 0.0 for key, cost in costs.items()}, jobs)
+    return Forecast(sum(cost.seconds for cost in known), wall, sum(side_by_side), sum(cost.disk_mib for cost in known),
+                    jobs, len(stages) - len(known), tuple(sorted({cost.like for cost in known})))  # fmt: skip
 
 
 def ahead(
@@ -228,27 +241,24 @@ def sentence(cost: Forecast, count: int) -> str:
     """What ``count`` stages to run will take, in one line."""
     if cost.unknown == count:
         return "time and memory: not known, for no stage of this kind was computed here yet; --probe times a few steps"
-    line = (f"about {words(cost.wall_seconds)} with {cost.jobs} at a time, {cost.peak_mib / 1024:.1f} GiB at most "
+    line = (f"about {duration(cost.wall_seconds)} with {cost.jobs} at a time, {cost.peak_mib / 1024:.1f} GiB at most "
             f"(learned from {', '.join(cost.sources)})")  # fmt: skip
-    return line + f"; and {cost.unknown} stages of which nothing is known (--probe times a few steps)" * bool(
-        cost.unknown
-    )
+    rest = f"; and {cost.unknown} stages of which nothing is known (--probe times a few steps)"
+    return line + rest * bool(cost.unknown)
 
 
-def _wall(stages: Sequence[StageTask], seconds: Mapping[str, float], jobs: int) -> float:
-    """When the last stage ends if each begins, in this order, once its needs are done and one of ``jobs`` is free."""
-    free = [0.0] * jobs
-    ends: dict[str, float] = {}
-    heapq.heapify(free)
-    for stage in stages:
-        begin = max([heapq.heappop(free), *(ends[key] for key in stage.needs if key in ends)])
-        ends[stage.key] = begin + seconds[stage.key]
-        heapq.heappush(free, ends[stage.key])
-    return max(ends.values(), default=0.0)
+def wall_seconds(stages: Sequence[StageTask], seconds: Mapping[str, float], jobs: int) -> float:
+    """When the last stage ends: whenever one of ``jobs`` is free, the first that can start of the longest chain does.
 
-
-def words(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    Those are the executor's own choices (`cfrbench.agenda.Agenda`); what it spends between two stages is not counted.
+    """
+    agenda, now = Agenda(stages), 0.0
+    busy: list[tuple[float, str, StageTask]] = []
+    while True:
+        while len(busy) < jobs and (stage := agenda.take()) is not None:
+            heapq.heappush(busy, (now + seconds[stage.key], stage.key, stage))
+        if not busy:
+            return now
+        now = busy[0][0]
+        while busy and busy[0][0] == now:  # all that end at once are known before the next choice
+            agenda.finish(heapq.heappop(busy)[2], None)

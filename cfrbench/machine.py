@@ -100,7 +100,9 @@ def reset_peak_memory() -> None:
 def peak_mib() -> float:
     """Highest resident memory in MiB since `reset_peak_memory`, or since the process began."""
     try:
-        fields = dict(line.split(":", 1) for line in _STATUS.read_text(encoding="utf-8").splitlines() if ":" in line)
+        # The name of a process is cut off at 15 bytes, wherever that is in a character.
+        lines = _STATUS.read_text(encoding="utf-8", errors="replace").splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
         return round(int(fields["VmHWM"].split()[0]) / 1024, 1)
     except (OSError, KeyError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cfrbench import registry
+from cfrbench.cells import Cell as Cell
 from cfrbench.compute import HALF
 from cfrbench.config import RunConfig, Settings, Triple, digest, override, validate
 from cfrbench.contracts import ConcatStrategy, DataSource, FineTuner, FoundationModel, Segmenter, StageTask
@@ -25,31 +27,11 @@ STAGE_VERSIONS = {"tune": 1, "pseudo": 1, "train": 1, "predict": 1, "score": 1}
 #: files of finished stages
 WEIGHTS, WORKING, STORED, SCORES = "weights.safetensors", "working.npz", "labels.npz", "scores.parquet"
 
+#: settings of training that only a guided one reads
+GUIDANCE = ("guidance_weight", "guidance_schedule")
+
 Recipe = dict[str, Any]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row group of the table: a method with or without guidance at one budget and seed."""
-
-    ssl: str
-    title: str
-    variant: str  # baseline, cfr, pseudo-label
-    labels: int
-    unlabelled: int
-    seed: int
-    cases: int | None = None  # pseudo-label cells: only the first so many unlabelled cases; None = all
-    fold: str = ""  # "2/5"; "" = the official split
-    choice: str = ""  # seed of the choice of labelled cases; "" = the first of the list
-    split: str = ""  # the first 12 digits of the hash of its lists
-
-    @property
-    def words(self) -> str:
-        """``MT + CFR · 1 label · seed 0``, and fold and choice of labels where there are several."""
-        name = f"{self.title} + CFR" if self.variant == "cfr" else self.title
-        where = f" · fold {self.fold}" * bool(self.fold) + f" · choice {self.choice}" * bool(self.choice)
-        return f"{name} · {self.labels} label{'s' if self.labels != 1 else ''} · seed {self.seed}{where}"
 
 
 @dataclass(frozen=True)
@@ -100,13 +82,18 @@ class Study:
         return {"name": name, "version": registry.version(kind, name), "options": options}
 
     def cases(self, names: Sequence[str]) -> list[list[str]]:
-        """Case ids with their fingerprints, in order."""
-        return [[name, self.fingerprint[name]] for name in names]
+        """Case ids with their fingerprints, in order; recipes share the list, so nobody may change it."""
+        return self._once(lambda: [[name, self.fingerprint[name]] for name in names], "cases", *names)
 
     def sections(self, *names: str) -> Recipe:
-        """The named sections of the settings; wall-clock values are left out, they change no number."""
-        chosen = {name: getattr(self.settings, name).model_dump(mode="json") for name in names}
-        chosen.get("training", {}).pop("checkpoint_seconds", None)
+        """The named sections of the settings; recipes share them, so nobody may change them."""
+        return {name: self._once(partial(self._section, name), "section", name) for name in names}
+
+    def _section(self, name: str) -> Recipe:
+        """A section as it enters keys: wall-clock values are left out, they change no number."""
+        chosen: Recipe = getattr(self.settings, name).model_dump(mode="json")
+        if name == "training":
+            chosen.pop("checkpoint_seconds", None)
         return chosen
 
     def tune(self, labels: int, seed: int) -> StageTask:
@@ -120,7 +107,7 @@ class Study:
         recipe = self._base() | {
             "seed": seed,
             "labelled": self.cases(self.split.labelled(labels)),
-            "concat": self._concat(),
+            "concat": self._once(self._concat, "concat"),
             "model": foundation | {"identity": model.identity()},
             "tune": self.plugin("tune", self.config.tune),
             "settings": self.sections("grid", "tuning", "compute")
@@ -161,6 +148,9 @@ class Study:
 
     def train(self, cell: Cell) -> StageTask:
         """Train one method, guided if the cell is a CFR twin."""
+        return self._once(lambda: self._train(cell), "train", cell)
+
+    def _train(self, cell: Cell) -> StageTask:
         method = registry.load("ssl", cell.ssl)
         settings = self.settings
         check_patch(self.make("net", str(self.config.net)), settings.training.patch, settings.compute.precision)
@@ -173,7 +163,11 @@ class Study:
             # a method that labels whole volumes slides its network over them while it trains
             "settings": self.sections("grid", "training", "compute", *["inference"] * method.relabels),
         }
-        guidance = {k: recipe["settings"]["training"].pop(k) for k in ("guidance_weight", "guidance_schedule")}
+        whole: Recipe = recipe["settings"]["training"]
+        guidance = {k: whole[k] for k in GUIDANCE}
+        recipe["settings"]["training"] = self._once(
+            lambda: {k: value for k, value in whole.items() if k not in GUIDANCE}, "section", "training", "unguided"
+        )
         needs: tuple[str, ...] = ()
         if cell.variant == "cfr":
             online = self.settings.pseudo.mode == "online"
@@ -184,6 +178,9 @@ class Study:
 
     def predict(self, cell: Cell) -> StageTask:
         """Predict the test volumes with a trained network."""
+        return self._once(lambda: self._predict(cell), "predict", cell)
+
+    def _predict(self, cell: Cell) -> StageTask:
         trained = self.train(cell)
         recipe = self._base() | {
             "test": self.cases(self.split.test),
@@ -215,7 +212,7 @@ class Study:
         return [*guided, self.train(cell), self.predict(cell), self.score(cell)]
 
     def _base(self) -> Recipe:
-        return {"data": self._data(), "classes": list(self.source.class_names)}
+        return self._once(lambda: {"data": self._data(), "classes": list(self.source.class_names)}, "base")
 
     def _data(self) -> Recipe:
         """The data set as `_plugin` says it of others; for an imported one its options hold what its manifest says."""

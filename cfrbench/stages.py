@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfrbench import pipeline, registry
-from cfrbench.artifact import Draft
+from cfrbench.artifact import FAILED, LENGTH, Draft
 from cfrbench.checkpoint import Checkpointer, graceful_stop
 from cfrbench.compute import start
 from cfrbench.config import Settings, canonical
 from cfrbench.contracts import SSLMethod, StageTask
-from cfrbench.errors import StoreError, WeightsError
+from cfrbench.errors import Interrupted, StoreError, WeightsError
 from cfrbench.formats import read_labels, read_metadata, read_tensors, write_labels, write_table, write_tensors
 from cfrbench.gauges import Laps, counted_inputs, sizes
 from cfrbench.pipeline import Bench
@@ -24,6 +27,9 @@ from cfrbench.tuning import Labeller
 
 if TYPE_CHECKING:
     from torch import nn
+
+#: how often a stage looks whether its run was cancelled
+CANCEL_SECONDS = 2.0
 
 # Benches hold decoded volumes; one process keeps them for all its stages, by content of the data and by settings.
 _BENCHES: dict[tuple[str, str], Bench] = {}
@@ -38,6 +44,7 @@ class StageWork:
     checkpoint_seconds: float = 20.0
     observers: tuple[str, ...] = field(default=())
     content: str = ""  # hash of the data set's files: after they have changed, nothing of them is taken from memory
+    run: str = ""  # name of the run it works for: `cfrbench cancel` stops it
 
     def __call__(self, task: StageTask) -> None:
         """Make sure the artifact of ``task`` exists; a second process waits for the first instead of working."""
@@ -46,18 +53,58 @@ class StageWork:
             module = registry.load_observer(name)
             if not registry.WATCHERS.is_registered(module):
                 registry.WATCHERS.register(module)
-        began = time.monotonic()
-        artifact = store.ensure(
-            task, lambda draft: self._work(store, task, draft), lambda: registry.WATCHERS.hook.stage_waiting(task=task)
-        )
-        registry.WATCHERS.hook.stage_finished(
-            task=task, seconds=time.monotonic() - began, values=artifact.manifest["summary"]
-        )  # fmt: skip
+        hook, began = registry.WATCHERS.hook, time.monotonic()
+        with graceful_stop() as stop, _heeding(store.cancel_mark(self.run) if self.run else None):
+            waited = False
+
+            def waiting() -> None:
+                nonlocal waited
+                if not waited:
+                    hook.stage_waiting(task=task)
+                waited = True
+                if stop.requested:
+                    raise stop.interrupted("while another process computed the stage")
+
+            artifact = store.ensure(task, lambda draft: self._work(store, task, draft), waiting)
+            hook.stage_finished(task=task, seconds=time.monotonic() - began, values=artifact.manifest["summary"])
 
     def _work(self, store: Store, task: StageTask, draft: Draft) -> None:
         draft.log.write("stage_started", stage=task.stage, title=task.title)
-        draft.summary.update(STAGES[task.stage](Run(self, store, task, draft)))
+        try:
+            draft.summary.update(STAGES[task.stage](Run(self, store, task, draft)))
+        except Interrupted:
+            raise
+        except Exception as error:
+            with suppress(StoreError):  # the disk may be what failed
+                draft.log.write(FAILED, error=str(error), kind=type(error).__name__)
+            raise
         draft.log.write("stage_finished")
+
+
+@contextmanager
+def _heeding(mark: Path | None) -> Iterator[None]:
+    """Within the block a file ``mark`` stops this process as Ctrl-C does; Interrupted if it is there already."""
+    if mark is None:
+        yield
+        return
+    if mark.exists():
+        raise Interrupted(f"{mark.stem} was cancelled. Give its command again to go on.")
+    if threading.current_thread() is not threading.main_thread():  # no signal reaches its loops
+        yield
+        return
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.wait(CANCEL_SECONDS):
+            if mark.exists():
+                signal.raise_signal(signal.SIGINT)
+                return
+
+    threading.Thread(target=watch, name="cancel", daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
 
 
 @dataclass(frozen=True)
@@ -76,6 +123,7 @@ class Run:
 
     def started(self, total: int) -> None:
         """Tell observers how many steps or cases to expect."""
+        self.draft.log.write(LENGTH, total=total)
         registry.WATCHERS.hook.stage_started(task=self.task, folder=str(self.draft.folder), total_steps=total)
 
     def on_step(self, step: int, values: Mapping[str, float]) -> None:

@@ -4,7 +4,10 @@
     ROOT/partial/<stage>-<key>/    an unfinished one: log, checkpoints; it outlives kills, the next attempt goes on
     ROOT/damaged/                  artifacts whose checksums did not fit, set aside with the reason
     ROOT/runs/<name>.json          what was asked, and which keys answer it
+    ROOT/runs/<name>.cancel        a wish that whoever works for this run may stop
     ROOT/locks/<key>.lock          held while a stage is computed; the system releases it when its holder dies
+    ROOT/locks/<key>.lease         who holds it; renewed every few seconds (`cfrbench.leases`)
+    ROOT/jobs/<executor>/          what an executor keeps: scripts, logs and numbers of queued jobs
 
 Law: a folder ROOT/<stage>/<key> is whole or absent, whatever is killed and when: an artifact is built in ``partial``,
 synced, and renamed as the last step. Importing this module does not import torch.
@@ -24,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from cfrbench import leases
 from cfrbench.artifact import Artifact, Damaged, Draft, checked_key, component, open_artifact
 from cfrbench.config import digest
 from cfrbench.errors import StoreError, UsageError
@@ -33,7 +37,7 @@ from cfrbench.machine import reset_peak_memory
 if TYPE_CHECKING:
     from cfrbench.contracts import StageTask
 
-SERVICE_FOLDERS = ("partial", "damaged", "runs", "locks", "trash")
+SERVICE_FOLDERS = ("partial", "damaged", "runs", "locks", "jobs", "trash")
 
 _logger = logging.getLogger(__name__)
 
@@ -104,35 +108,52 @@ class Store:
     # -- locks --------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def lock(self, key: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-        """Hold the lock of ``key``, re-entrant within a thread; call ``waiting`` once if somebody else holds it."""
+    def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the lock of ``key``, re-entrant within a thread.
+
+        ``waiting`` is called again and again while somebody else holds it; it may raise, to wait no longer.
+        """
         lock = self._file_lock(key)
+        lease = None
         with storage_errors("lock", Path(lock.lock_file)):
+            while not _acquired(lock):
+                waiting()
+                time.sleep(leases.POLL_SECONDS)
             try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if waiting is not None:
-                    waiting()
-                lock.acquire(poll_interval=0.1)
+                lease = leases.take(self.lease(key), waiting) if lock.lock_counter == 1 else None
+            except BaseException:
+                lock.release()
+                raise
         try:
             yield
         finally:
+            if lease is not None:
+                lease.drop()
             lock.release()
 
     @contextmanager
     def lock_if_free(self, key: str) -> Iterator[bool]:
         """Hold the lock of ``key`` and give True, or give False at once if somebody else holds it."""
         lock = self._file_lock(key)
+        lease = None
         with storage_errors("lock", Path(lock.lock_file)):
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                lock = None
+            mine = _acquired(lock)
+            if mine and lock.lock_counter == 1:
+                lease = leases.take_if_free(self.lease(key))
+                if lease is None:
+                    lock.release()
+                    mine = False
         try:
-            yield lock is not None
+            yield mine
         finally:
-            if lock is not None:
+            if lease is not None:
+                lease.drop()
+            if mine:
                 lock.release()
+
+    def lease(self, key: str) -> Path:
+        """The file that says who holds the lock of ``key``."""
+        return self.root / "locks" / f"{checked_key(key)}.lease"
 
     def _file_lock(self, key: str) -> Any:
         # One object per path and process is what makes nested use re-entrant.
@@ -141,7 +162,7 @@ class Store:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def ensure(
-        self, task: StageTask, make: Callable[[Draft], None], waiting: Callable[[], None] | None = None
+        self, task: StageTask, make: Callable[[Draft], None], waiting: Callable[[], None] = lambda: None
     ) -> Artifact:
         """The artifact of ``task``; ``make`` computes it if no process has done so yet."""
         with self.lock(task.key, waiting):
@@ -195,6 +216,10 @@ class Store:
         head = {"name": name, "hash": content.get("hash") or digest(content), "written": datetime.now(UTC).isoformat()}
         write_json(self.root / "runs" / f"{component(name)}.json", {**content, **head})
 
+    def cancel_mark(self, name: str) -> Path:
+        """The file whose presence asks everybody who works for the run ``name`` to stop."""
+        return self.root / "runs" / f"{component(name)}.cancel"
+
     def runs(self) -> list[dict[str, Any]]:
         """All run records, the latest last."""
         return sorted(map(_read_run, (self.root / "runs").glob("[!.]*.json")), key=lambda run: run["written"])
@@ -214,6 +239,15 @@ class Store:
             both = ", ".join(f"{run['name']} ({run['hash'][:12]})" for run in hits)
             raise UsageError(f"'{ref}' fits several runs of the store {self.root}: {both}. Write more of the name.")
         return hits[0]
+
+
+def _acquired(lock: Any) -> bool:
+    """Whether a file lock could be had at once."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
 
 
 def _read_run(path: Path) -> dict[str, Any]:

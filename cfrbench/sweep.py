@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfrbench import registry
 from cfrbench.config import PRESET_WORDS, RunConfig, Settings, Triple, digest, read_toml, validate
-from cfrbench.contracts import StageTask
+from cfrbench.contracts import Executor, StageTask
 from cfrbench.errors import CfrbenchError, Skipped, UsageError
 from cfrbench.matrix import Repeat, cells_of, labelled_total, repeats_of, split_facts, split_words
 from cfrbench.prepared.leaks import SIGNATURES, Looking, refuse_leaks, unseen
@@ -150,6 +150,7 @@ def _run_name(config: RunConfig) -> str:
     # A request that does not ask for them is named as before there were any.
     unasked = {name for name in ("folds", "fold_seed", "label_seeds") if not getattr(config, name)}
     named = config.model_dump(mode="json", exclude=unasked)
+    named["set"] = {key: value for key, value in named["set"].items() if not key.startswith("executor.")}
     return f"{config.dataset}-{methods}-{digest(named)[:8]}".replace(":", ".").replace("/", ".")
 
 
@@ -163,17 +164,19 @@ def execute(
 ) -> Result:
     """Run what is missing, write the run's record, gather the scores.
 
-    ConfigError or PluginError, before anything is written, for a device that is not here or a name nobody knows.
+    ConfigError or PluginError, before anything is written, for a device that is not here, a package that is missing, or
+    a name nobody knows.
     """
     began = time.monotonic()
-    _check_means(planned, executor, observers)
-    _record(planned, {}, None)  # from now on `clean` leaves alone what this run has finished
+    runner = _runner(planned, executor, jobs, observers)
+    _record(planned, runner, {}, None)  # from now on `clean` leaves alone what this run has finished
+    Store(planned.store).cancel_mark(planned.name).unlink(missing_ok=True)
     if observer is not None:
         registry.WATCHERS.register(observer)
     try:
         registry.WATCHERS.hook.run_planned(plan=planned.todo, reused=planned.reused)
-        failures = _run_stages(planned, executor, jobs, observers)
-        record = _record(planned, failures, time.monotonic() - began)
+        failures = _run_stages(planned, runner, observers)
+        record = _record(planned, runner, failures, time.monotonic() - began)
         registry.WATCHERS.hook.run_finished(name=planned.name, seconds=record["seconds"])
     finally:
         if observer is not None:
@@ -181,22 +184,27 @@ def execute(
     return _result(planned.name, record, Store(planned.store))
 
 
-def _check_means(planned: Plan, executor: str, observers: tuple[str, ...]) -> None:
-    """Find out now what every stage would find out."""
-    registry.find("executor", executor)
+def _runner(planned: Plan, executor: str, jobs: int, observers: tuple[str, ...]) -> Executor:
+    """The executor with its options; find out now what every stage would find out."""
+    cls: type[Executor] = registry.load("executor", executor)
     for name in observers:
         registry.find("observer", name)
-    if planned.todo and executor == "local":  # another one may run stages on another machine
+    if planned.todo and cls.name == "local":  # another one may run stages on another machine
         from cfrbench.compute import find_device
 
         find_device(planned.study.settings.compute.device)
+    options = planned.study.settings.options.get(f"executor.{cls.name}", {}) | ({"jobs": jobs} if jobs != 1 else {})
+    return cls(validate(cls.Config, options, f"the options of executor.{cls.name}"), planned.store.absolute())
 
 
-def default_jobs(planned: Plan) -> int:
+def default_jobs(planned: Plan, executor: str = "local") -> int:
     """Stages to run side by side on a CPU: as many as it has room for, for they share less than threads of one do.
 
-    One for ``smoke``, whose stages are shorter than the start of a process, and one on a GPU.
+    One for ``smoke``, whose stages are shorter than the start of a process, and one on a GPU. 1 leaves the choice to
+    any other executor: what this machine has room for says nothing of a cluster.
     """
+    if executor != "local":
+        return 1
     from cfrbench.compute import find_device
     from cfrbench.machine import room_for_jobs
 
@@ -206,26 +214,22 @@ def default_jobs(planned: Plan) -> int:
     return min(len(planned.todo), room_for_jobs(compute.threads, JOB_GIB[planned.study.config.preset]))
 
 
-def _run_stages(planned: Plan, executor: str, jobs: int, observers: tuple[str, ...]) -> dict[str, CfrbenchError]:
+def _run_stages(planned: Plan, runner: Executor, observers: tuple[str, ...]) -> dict[str, CfrbenchError]:
     if not planned.todo:
         return {}
     from cfrbench.stages import StageWork  # scipy and the whole pipeline, which a finished run need not load
 
-    cls = registry.load("executor", executor)
-    options = planned.study.settings.options.get(f"executor.{cls.name}", {})
-    if jobs != 1:
-        options = options | {"jobs": jobs}
-    runner = cls(validate(cls.Config, options, f"the options of executor.{cls.name}"))
     seconds = planned.study.settings.training.checkpoint_seconds
     content = digest(dict(planned.study.fingerprint))
-    work: Callable[[StageTask], None] = StageWork(
-        planned.store, planned.study.config.data_root, seconds, observers, content
+    root = planned.study.config.data_root
+    return runner.run(
+        planned.todo, StageWork(planned.store.absolute(), root, seconds, observers, content, planned.name)
     )
-    failures: dict[str, CfrbenchError] = runner.run(planned.todo, work)
-    return failures
 
 
-def _record(planned: Plan, failures: dict[str, CfrbenchError], seconds: float | None) -> dict[str, Any]:
+def _record(
+    planned: Plan, runner: Executor, failures: dict[str, CfrbenchError], seconds: float | None
+) -> dict[str, Any]:
     """Write what was asked and which keys answer it; ``seconds`` is None as long as the run goes on."""
     study = planned.study
     words = {task.key: task.title for task in planned.todo}
@@ -241,6 +245,7 @@ def _record(planned: Plan, failures: dict[str, CfrbenchError], seconds: float | 
         # What was only skipped has its cause in this list too.
         "failures": {words[key]: str(error) for key, error in failures.items() if not isinstance(error, Skipped)},
         "facts": planned.facts(),
+        "executor": {"name": runner.name, "options": runner.config.model_dump(mode="json")},
         "seconds": seconds,
         "trained": len(planned.todo) - len(failures),
         "reused": planned.reused,

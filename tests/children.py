@@ -101,7 +101,7 @@ def race(root: Path, barrier: Any, counter: Path) -> None:
 
     def waiting() -> None:
         with counter.with_suffix(".waiting").open("a") as file:
-            file.write("waited\n")
+            file.write(f"{os.getpid()}\n")
 
     barrier.wait()
     content(store.ensure(TASK, counted, waiting))

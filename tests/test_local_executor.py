@@ -17,12 +17,13 @@ import psutil
 import pytest
 
 from cfrbench import registry
+from cfrbench.agenda import Agenda
 from cfrbench.checkpoint import graceful_stop
 from cfrbench.config import Frozen, validate
 from cfrbench.contracts import StageTask
 from cfrbench.errors import CfrbenchError, ConfigError, Interrupted, StoreError
 from cfrbench.hookspecs import hookimpl
-from cfrbench_executor.local import Local, _Agenda
+from cfrbench_executor.local import Local
 from tests.children import start
 
 
@@ -30,8 +31,8 @@ def task(key: str, *needs: str) -> StageTask:
     return StageTask("train", key, f"Training {key}", needs)
 
 
-def local(jobs: int) -> Local:
-    return Local(validate(Local.Config, {"jobs": jobs}, "the options of executor.local"))
+def local(jobs: int, **options: int) -> Local:
+    return Local(validate(Local.Config, {"jobs": jobs, **options}, "the options of executor.local"))
 
 
 class Unpicklable(CfrbenchError):
@@ -59,6 +60,9 @@ class Work:
             raise Unpicklable("The guest says no.", threading.Lock())
         if name == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if name == "once" and not (self.folder / "killed-already").exists():
+            (self.folder / "killed-already").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         if name == "together":
             self.meet(int(task.key[-1]))
         if name == "long":
@@ -68,7 +72,7 @@ class Work:
     def meet(self, number: int) -> None:
         """Wait until the other one of two tasks is running as well."""
         other = self.folder / f"together{1 - number}.begun"
-        for _ in range(2000):
+        for _ in range(12_000):  # starting a process takes long where others compute
             if other.exists():
                 return
             time.sleep(0.01)
@@ -118,7 +122,7 @@ def test_failures_are_kept_and_everything_else_goes_on(tmp_path: Path) -> None:
 def test_workers_give_the_same_answer_and_one_death_is_one_failure(tmp_path: Path) -> None:
     work = Work(tmp_path)
     tasks = [*TASKS, task("together0"), task("together1"), task("killed"), task("f", "killed"), task("g", "e")]
-    failures = local(2).run(tasks, work)
+    failures = local(2, retries=0).run(tasks, work)
     assert set(failures) == {"value", "b", "c", "disk", "guest", "killed", "f"}
     check_failures(failures)
     assert "Training killed failed: its process was killed by SIGKILL" in str(failures["killed"])
@@ -127,6 +131,14 @@ def test_workers_give_the_same_answer_and_one_death_is_one_failure(tmp_path: Pat
     assert os.getpid() not in workers
     assert 2 <= len(workers) <= 3, "workers are kept; only the killed one is replaced"
     assert not any(psutil.pid_exists(pid) for pid in workers)
+
+
+def test_a_stage_whose_worker_was_killed_is_tried_again_and_only_so_often(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    failures = local(2, retries=1).run([task("once"), task("a", "once"), task("killed"), task("value")], work)
+    assert (tmp_path / "killed-already").exists(), "the worker of 'once' was never killed"
+    assert set(failures) == {"killed", "value"}
+    assert work.done() == {"once", "a"}
 
 
 def test_stopping_the_parent_lets_every_worker_save_first(tmp_path: Path) -> None:
@@ -260,7 +272,7 @@ def test_observers_hear_what_happens_in_workers() -> None:
 def test_the_longest_chain_begins_first() -> None:
     short, first = StageTask("train", "a", "short"), StageTask("tune", "b", "first")
     second, last = StageTask("pseudo", "c", "second", ("b",)), StageTask("train", "d", "last", ("c",))
-    agenda = _Agenda([short, first, second, last])
+    agenda = Agenda([short, first, second, last])
     taken = []
     while task := agenda.take():
         taken.append(task.title)

@@ -128,7 +128,7 @@ def test_processes_racing_for_a_stage_compute_it_once(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert counter.read_text() == "computed\n"
-    assert counter.with_suffix(".waiting").read_text() == "waited\n" * 2
+    assert len(set(counter.with_suffix(".waiting").read_text().splitlines())) == 2
 
 
 def test_the_lock_is_reentrant_and_seen_by_those_who_will_not_wait(store: Store) -> None:

@@ -19,25 +19,26 @@ FLOORS = [
     tuple(line.split())
     for line in """
     errors
-    config volume files
+    config volume files cells wording
     formats machine weights checkpoint compute headroom
     losses schedules metrics canvas intensity jitter sampling inference windows images averaging sam_like \
     blocked_attention lean perturbations distance_maps uncertainty prototypes confident_learning scan_steps \
     adversarial memory_bank cubes pasting independence
-    contracts backbone
+    contracts values backbone
     hookspecs decoders promptable tuners prompting slices tiling pretrained med2d teachers guidance datasets gauges \
     layouts prepared
     registry
     prepare training
     tuning retraining testing
     pipeline
-    artifact published
+    artifact leases published
     store report
-    recipes matrix
+    recipes matrix agenda following
     stages
     sweep ablation
     reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
-    cards forecast archive pages
+    cards forecast archive pages standing \
+    cancelling
     exhibits
     cli
     """.strip().splitlines()

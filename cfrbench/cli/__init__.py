@@ -65,6 +65,7 @@ def main() -> None:
         run,
         share,
         ssl,
+        status,
     )
 
     try:

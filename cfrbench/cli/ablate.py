@@ -11,6 +11,7 @@ import typer
 from cfrbench.cli import app
 from cfrbench.cli.common import (
     DEFAULT_STORE,
+    ExecutorOption,
     JsonOption,
     StoreOption,
     parse_labels,
@@ -111,6 +112,7 @@ def ablate(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; part of what makes numbers equal.")] = None,
     jobs: JobsOption = None,
+    executor: ExecutorOption = "local",
     output: OutputOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
     as_json: JsonOption = False,
@@ -133,7 +135,7 @@ def ablate(
         progress.show_plan(planned, as_json)
         _say_refused(planned)
     else:
-        _execute(planned, jobs, output or Path(f"ablation-{kind}"), as_json)
+        _execute(planned, executor, jobs, output or Path(f"ablation-{kind}"), as_json)
 
 
 def _say_refused(planned: AblationPlan) -> None:
@@ -160,7 +162,7 @@ def _base(**asked: Any) -> RunConfig:
     return validate(RunConfig, values, "the command line")
 
 
-def _execute(planned: AblationPlan, jobs: int | None, folder: Path, as_json: bool) -> None:
+def _execute(planned: AblationPlan, executor: str, jobs: int | None, folder: Path, as_json: bool) -> None:
     """Run what is missing, print the table, write it and the pictures."""
     from cfrbench import exhibition, sweep
     from cfrbench.cli import progress
@@ -170,7 +172,8 @@ def _execute(planned: AblationPlan, jobs: int | None, folder: Path, as_json: boo
         progress.header(planned)
         _say_refused(planned)
     with progress.watch(quiet=as_json) as observer:
-        result = sweep.execute(planned, jobs=jobs or sweep.default_jobs(planned), observer=observer)
+        side_by_side = jobs or sweep.default_jobs(planned, executor)
+        result = sweep.execute(planned, executor=executor, jobs=side_by_side, observer=observer)
     written = exhibition.exhibit(result, planned.store, folder)
     if as_json:
         typer.echo(json.dumps(_plain(result, written), allow_nan=False))

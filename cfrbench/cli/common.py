@@ -14,6 +14,9 @@ DEFAULT_STORE = Path("cfrbench-store")
 StoreOption = Annotated[Path, typer.Option(help="Folder of finished stages.", envvar="CFRBENCH_STORE")]
 FoldOption = Annotated[str | None, typer.Option(help="Which fold, e.g. 2/5.")]
 ChoiceOption = Annotated[str | None, typer.Option("--label-seed", help="Which choice of labelled cases.")]
+ExecutorOption = Annotated[
+    str, typer.Option(help="Where stages run: local, ray, slurm; its options: --set executor.NAME.OPTION=VALUE.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 

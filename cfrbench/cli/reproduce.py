@@ -6,13 +6,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from cfrbench.cli import app
 from cfrbench.cli.common import (
     DEFAULT_STORE,
+    ExecutorOption,
     JsonOption,
     StoreOption,
     parse_labels,
@@ -64,8 +65,10 @@ def reproduce(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Stages at a time.  [default: what the machine has room for]")
     ] = None,
+    executor: ExecutorOption = "local",
     no_run: Annotated[bool, typer.Option("--no-run", help="Compute nothing, show what is finished.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells, time and memory, run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show cells, time, memory, disk; run nothing.")] = False,
+    gpus: Annotated[int | None, typer.Option(min=1, help="--dry-run: as if N GPUs took one stage each.")] = None,
     no_probe: Annotated[
         bool, typer.Option("--no-probe", help="--dry-run: time nothing, learn from the store alone.")
     ] = False,
@@ -77,21 +80,24 @@ def reproduce(
         return
     from cfrbench.exhibits import planning
 
-    roots = {name: Path(folder).expanduser().absolute() for name, folder in parse_replacements(data_root).items()}
-    asked = planning.Overrides(parse_replacements(dataset), roots, preset, parse_labels(labels),
+    asked = planning.Overrides(parse_replacements(dataset), _folders(data_root), preset, parse_labels(labels),
                                parse_seeds(seeds, seed_list), parse_set(set_))  # fmt: skip
     exhibits, refused = planning.prepare_all(names, asked, store)
     if dry_run:
         from cfrbench.exhibits.forecasts import outlooks
 
-        _forecast(outlooks(exhibits, store, jobs=jobs, probing=not no_probe), refused, as_json)
+        _forecast(outlooks(exhibits, store, jobs=gpus or jobs, probing=not no_probe), refused, as_json)
         return
-    answers = [_one(exhibit, output / exhibit.name, not no_run, jobs, as_json) for exhibit in exhibits]
+    answers = [_one(exhibit, output / exhibit.name, Means(not no_run, executor, jobs), as_json) for exhibit in exhibits]
     if as_json:
         typer.echo(json.dumps({"exhibits": answers, "refused": refused}))
     _say_refused(refused)
     if refused or any(answer["failed"] for answer in answers):
         raise typer.Exit(1)
+
+
+def _folders(values: list[str] | None) -> dict[str, Path]:
+    return {name: Path(folder).expanduser().absolute() for name, folder in parse_replacements(values).items()}
 
 
 def _list(as_json: bool) -> None:
@@ -117,7 +123,15 @@ def _list(as_json: bool) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def _one(exhibit: Exhibit, folder: Path, compute: bool, jobs: int | None, as_json: bool) -> dict[str, Any]:
+class Means(NamedTuple):
+    """How stages that are missing are run, if they are."""
+
+    compute: bool
+    executor: str
+    jobs: int | None
+
+
+def _one(exhibit: Exhibit, folder: Path, means: Means, as_json: bool) -> dict[str, Any]:
     """Run an exhibit, write and print it; what `--json` says of it."""
     from cfrbench import exhibition
     from cfrbench.cli import progress
@@ -127,8 +141,8 @@ def _one(exhibit: Exhibit, folder: Path, compute: bool, jobs: int | None, as_jso
     if not as_json:
         _say(exhibit)
     with progress.watch(quiet=as_json) as observer:
-        finished = running.finish(exhibit, compute=compute, jobs=jobs, observer=observer)
-    shown = showing.show(exhibit, finished, folder, compute=compute)
+        finished = running.finish(exhibit, **means._asdict(), observer=observer)
+    shown = showing.show(exhibit, finished, folder, compute=means.compute)
     failed = running.failures(finished)
     if not as_json:
         _print(shown, failed, folder)
@@ -175,7 +189,7 @@ def _forecast(outlooks: list[Outlook], refused: dict[str, str], as_json: bool) -
     from rich.console import Console
     from rich.table import Table
 
-    from cfrbench.forecast import words
+    from cfrbench.wording import duration
 
     if as_json:
         rows = [{"name": one.name, "cells": one.cells, "stages": len(one.todo), "shared": one.shared,
@@ -185,15 +199,16 @@ def _forecast(outlooks: list[Outlook], refused: dict[str, str], as_json: bool) -
     if len(outlooks) == 1:
         for cell, left in outlooks[0].cells.items():
             typer.echo(f"  {'finished' if not left else f'{left} stages left':<14} {cell}")
-    heads = ("name", "cells", "finished", "stages to run", "work", "wall time", "memory", "learned from")
+    heads = ("name", "cells", "finished", "stages to run", "work", "wall time", "memory", "disk", "learned from")
     table = Table(*heads, box=None)
     for one in outlooks:
         cost, unsure = one.cost, " + ?" * bool(one.cost.unknown)
-        table.add_row(one.name, str(len(one.cells)), str(one.finished), f"{len(one.todo)}", words(cost.work_seconds)
-                      + unsure, f"{words(cost.wall_seconds)}{unsure} ({cost.jobs} at a time)",
-                      f"{cost.peak_mib / 1024:.1f} GiB{unsure}", ", ".join(cost.sources))  # fmt: skip
+        table.add_row(one.name, str(len(one.cells)), str(one.finished), f"{len(one.todo)}", duration(cost.work_seconds)
+                      + unsure, f"{duration(cost.wall_seconds)}{unsure} ({cost.jobs} at a time)",
+                      f"{cost.peak_mib / 1024:.1f} GiB{unsure}", f"{cost.disk_mib / 1024:.2f} GiB{unsure}",
+                      ", ".join(cost.sources))  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     if len(outlooks) > 1:
         total = sum(one.cost.wall_seconds for one in outlooks)
-        typer.echo(f"{sum(len(one.todo) for one in outlooks)} stages in all, {words(total)}")
+        typer.echo(f"{sum(len(one.todo) for one in outlooks)} stages in all, {duration(total)}")
     _say_refused(refused)

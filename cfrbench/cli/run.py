@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cfrbench.cli import app
-from cfrbench.cli.common import DEFAULT_STORE, StoreOption, parse_labels, parse_names, parse_seeds, parse_set
+from cfrbench.cli.common import (
+    DEFAULT_STORE,
+    ExecutorOption,
+    StoreOption,
+    parse_labels,
+    parse_names,
+    parse_seeds,
+    parse_set,
+)
 from cfrbench.config import PresetName, RunConfig, validate
 
 if TYPE_CHECKING:
@@ -27,6 +35,8 @@ Examples:
     cfrbench run --dataset mine --ssl mt --labels 4 --folds 5
 
     cfrbench run --ssl mt --labels 1 --set training.steps=1800 --dry-run
+
+    cfrbench run --ssl mt --labels 1 --executor slurm --set executor.slurm.partition=gpu
 """
 
 
@@ -58,7 +68,7 @@ def run(
     threads: Annotated[int | None, typer.Option(help="CPU threads; part of what makes numbers equal.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp32-fast, bf16, fp16.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages at a time.  [default: what fits here]")] = None,
-    executor: Annotated[str, typer.Option(help="Where stages run.")] = "local",
+    executor: ExecutorOption = "local",
     log: Annotated[str | None, typer.Option(help="More observers, comma-separated, e.g. tensorboard.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
     probing: Annotated[bool, typer.Option("--probe", help="--dry-run: time a few steps of the unknown.")] = False,
@@ -99,7 +109,7 @@ def _execute(planned: Plan, executor: str, jobs: int | None, observers: tuple[st
     if not as_json:
         progress.header(planned)
     with progress.watch(quiet=as_json) as observer:
-        side_by_side = jobs or sweep.default_jobs(planned)
+        side_by_side = jobs or sweep.default_jobs(planned, executor)
         result = sweep.execute(planned, executor=executor, jobs=side_by_side, observer=observer, observers=observers)
     if as_json:
         typer.echo(json.dumps(result.as_json(), allow_nan=False))

@@ -41,8 +41,9 @@ class Finished:
 
 
 def finish(
-    exhibit: Exhibit, *, compute: bool = True, jobs: int | None = None, observer: object | None = None
-) -> list[Finished]:
+    exhibit: Exhibit, *, compute: bool = True, executor: str = "local", jobs: int | None = None,
+    observer: object | None = None,
+) -> list[Finished]:  # fmt: skip
     """Run the missing stages of every part, one part after the other, and gather; without ``compute`` only gather.
 
     A part is planned anew if an earlier one may have finished stages of it.
@@ -53,8 +54,9 @@ def finish(
             continue
         todo, reused = sweep.missing(part.plan.chains.values(), Store(part.plan.store))
         plan = replace(part.plan, todo=todo if compute else (), reused=reused)
-        side_by_side = jobs or sweep.default_jobs(plan)
-        found.append(Finished(part, plan, sweep.execute(plan, jobs=side_by_side, observer=observer)))
+        side_by_side = jobs or sweep.default_jobs(plan, executor)
+        result = sweep.execute(plan, executor=executor, jobs=side_by_side, observer=observer)
+        found.append(Finished(part, plan, result))
     return found
 
 

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfrbench.contracts import StageTask
-from cfrbench.forecast import _wall, words
 from cfrbench.report import pictures, plots
 from cfrbench.report.plots import Dot, Pair, Score
 from cfrbench.report.tables import Mark, Table, with_metrics, with_rows
+from cfrbench.wording import duration
 
 NOTHING = Score(math.nan)
 MASK = np.array([[[0, 1], [1, 1]], [[0, 0], [2, 0]]])
@@ -86,14 +85,5 @@ def test_metrics_that_a_recipe_does_not_name_have_no_column() -> None:
     assert with_metrics(table, ("dice", "jaccard", "asd", "hd95")) == table
 
 
-def test_wall_time_is_that_of_jobs_side_by_side_with_needs_first() -> None:
-    stages = [StageTask("tune", "a", "", (), {}), StageTask("train", "b", "", (), {}),
-              StageTask("train", "c", "", ("a",), {}), StageTask("predict", "d", "", ("c",), {})]  # fmt: skip
-    seconds = {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}
-    assert _wall(stages, seconds, 1) == 10.0
-    assert _wall(stages, seconds, 2) == 7.0
-    assert _wall([], {}, 2) == 0.0
-
-
 def test_durations_are_told_in_the_unit_that_fits() -> None:
-    assert [words(seconds) for seconds in (7, 600, 36000)] == ["7 s", "10 min", "10.0 h"]
+    assert [duration(seconds) for seconds in (7, 600, 36000)] == ["7 s", "10 min", "10.0 h"]

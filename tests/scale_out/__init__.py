@@ -1,0 +1,1 @@
+"""Tests of executors on clusters, of faults, and of size."""
