@@ -12,6 +12,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def storage(mib: float) -> str:
+    """``0.3 MiB``, ``45 MiB``, ``3.5 GiB``."""
+    if mib < 1024:
+        return f"{mib:.0f} MiB" if mib >= 10 else f"{mib:.1f} MiB"
+    return f"{mib / 1024:.1f} GiB"
+
+
 def log_line(event: Mapping[str, object]) -> str:
     """One event of a stage's log for a person: ``step 12, loss 0.532``."""
     words = [str(event["event"])]

@@ -189,7 +189,7 @@ def _forecast(outlooks: list[Outlook], refused: dict[str, str], as_json: bool) -
     from rich.console import Console
     from rich.table import Table
 
-    from cfrbench.wording import duration
+    from cfrbench.wording import duration, storage
 
     if as_json:
         rows = [{"name": one.name, "cells": one.cells, "stages": len(one.todo), "shared": one.shared,
@@ -205,7 +205,7 @@ def _forecast(outlooks: list[Outlook], refused: dict[str, str], as_json: bool) -
         cost, unsure = one.cost, " + ?" * bool(one.cost.unknown)
         table.add_row(one.name, str(len(one.cells)), str(one.finished), f"{len(one.todo)}", duration(cost.work_seconds)
                       + unsure, f"{duration(cost.wall_seconds)}{unsure} ({cost.jobs} at a time)",
-                      f"{cost.peak_mib / 1024:.1f} GiB{unsure}", f"{cost.disk_mib / 1024:.2f} GiB{unsure}",
+                      f"{cost.peak_mib / 1024:.1f} GiB{unsure}", f"{storage(cost.disk_mib)}{unsure}",
                       ", ".join(cost.sources))  # fmt: skip
     Console(width=None if sys.stdout.isatty() else 140).print(table)
     if len(outlooks) > 1:

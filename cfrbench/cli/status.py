@@ -58,8 +58,9 @@ def status(
 
 
 def _over(found: Standing) -> bool:
-    """Whether nothing will change by itself: all done, or the launcher has reported and nothing runs."""
-    return found.count("done") == len(found.cells) or (found.seconds is not None and not found.count("running"))
+    """Whether nothing will change by itself: all done, or the launcher has reported, or cancelled, and nothing runs."""
+    ended = found.seconds is not None or found.cancelled
+    return found.count("done") == len(found.cells) or (ended and not found.count("running"))
 
 
 def _plain(found: Standing) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from cfrbench.report import pictures, plots
 from cfrbench.report.plots import Dot, Pair, Score
 from cfrbench.report.tables import Mark, Table, with_metrics, with_rows
-from cfrbench.wording import duration
+from cfrbench.wording import duration, storage
 
 NOTHING = Score(math.nan)
 MASK = np.array([[[0, 1], [1, 1]], [[0, 0], [2, 0]]])
@@ -85,5 +85,6 @@ def test_metrics_that_a_recipe_does_not_name_have_no_column() -> None:
     assert with_metrics(table, ("dice", "jaccard", "asd", "hd95")) == table
 
 
-def test_durations_are_told_in_the_unit_that_fits() -> None:
+def test_durations_and_sizes_are_told_in_the_unit_that_fits() -> None:
     assert [duration(seconds) for seconds in (7, 600, 36000)] == ["7 s", "10 min", "10.0 h"]
+    assert [storage(mib) for mib in (0.25, 45, 3584)] == ["0.2 MiB", "45 MiB", "3.5 GiB"]

@@ -105,6 +105,15 @@ def test_status_prints_and_writes_json(home: Store) -> None:
     assert answer["cells"][1]["stage"]["step"] == 10
 
 
+def test_watching_ends_when_a_cancelled_run_has_stopped(home: Store) -> None:
+    home.cancel_mark("five").touch()
+    old = time.time() - standing.SILENCE_SECONDS - 1
+    os.utime(home.lease("trainrunning"), (old, old))
+    shown = call(home.root, "status", "five", "--watch", "--every", "0.2").output
+    assert "2 stopped" in shown
+    assert "cancelled" in shown
+
+
 def test_status_works_where_nothing_can_be_written(home: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError
