@@ -6,7 +6,8 @@ shown and neither is chosen silently (``DIST:name`` chooses); a broken plug-in b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -163,6 +164,19 @@ def observers() -> pluggy.PluginManager:
 
 #: observers of this process: the command line registers its progress display here
 WATCHERS = observers()
+
+
+@contextmanager
+def watching(names: Iterable[str]) -> Iterator[None]:
+    """Within the block the observers called ``names`` hear what happens in this process."""
+    modules = [module for module in map(load_observer, names) if not WATCHERS.is_registered(module)]
+    for module in modules:
+        WATCHERS.register(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            WATCHERS.unregister(module)
 
 
 def version(kind: str, name: str) -> str:

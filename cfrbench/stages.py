@@ -49,12 +49,9 @@ class StageWork:
     def __call__(self, task: StageTask) -> None:
         """Make sure the artifact of ``task`` exists; a second process waits for the first instead of working."""
         store = Store(self.store)
-        for name in self.observers:
-            module = registry.load_observer(name)
-            if not registry.WATCHERS.is_registered(module):
-                registry.WATCHERS.register(module)
         hook, began = registry.WATCHERS.hook, time.monotonic()
-        with graceful_stop() as stop, _heeding(store.cancel_mark(self.run) if self.run else None):
+        mark = store.cancel_mark(self.run) if self.run else None
+        with graceful_stop() as stop, _heeding(mark), registry.watching(self.observers):
             waited = False
 
             def waiting() -> None:

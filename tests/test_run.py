@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cfrbench
+from cfrbench import registry
 from cfrbench.cli import app, compare, data, evaluate, housekeeping, plugins, predict, report, run  # noqa: F401
 from cfrbench.errors import CfrbenchError
 
@@ -230,3 +231,4 @@ def test_tensorboard_curves_are_written_beside_the_stages(tmp_path: Path) -> Non
     stages = {folder.name.partition("-")[0] for folder in (tmp_path / "tensorboard").iterdir()}
     assert {"tune", "train"} <= stages
     assert all(list(folder.glob("events.*")) for folder in (tmp_path / "tensorboard").iterdir())
+    assert not any("tensorboard" in str(observer) for observer in registry.WATCHERS.get_plugins())
