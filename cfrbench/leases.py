@@ -142,14 +142,28 @@ def _dead(path: Path, waiting: Callable[[], None]) -> bytes | None:
 
 
 def _bury(path: Path, dead: bytes) -> None:
-    """Take a dead lease away; of several finders one succeeds, and none takes the lease of a faster one."""
-    grave = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with suppress(FileNotFoundError):
-        path.rename(grave)
-        if grave.read_bytes() != dead:
-            with suppress(FileExistsError):
-                os.link(grave, path)
-        grave.unlink()
+    """Take a dead lease away. One finder at a time looks and removes, so none takes the lease of a faster one."""
+    spade = path.with_name(f"{path.name}.bury")
+    try:
+        spade.open("xb").close()
+    except FileExistsError:
+        _wait_for(spade)
+        return
+    try:
+        with suppress(FileNotFoundError):
+            if path.read_bytes() == dead:
+                path.unlink()
+    finally:
+        spade.unlink(missing_ok=True)
+
+
+def _wait_for(spade: Path) -> None:
+    """Wait until another finder is done; a spade that lies there for `LEASE_SECONDS` is that of one who was killed."""
+    until = time.monotonic() + LEASE_SECONDS
+    while spade.exists():
+        if time.monotonic() > until:
+            spade.unlink(missing_ok=True)
+        time.sleep(POLL_SECONDS / 10)
 
 
 class _Heart:
