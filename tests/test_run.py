@@ -145,7 +145,7 @@ def test_a_dry_run_says_what_the_rest_will_take(store: Path) -> None:
     plan = json.loads(call(*again, "--json").stdout)
     assert plan["forecast"]["unknown"] == 0
     assert plan["forecast"]["sources"] == ["the same work"]
-    assert 0 < plan["forecast"]["wall_seconds"] <= plan["forecast"]["work_seconds"]
+    assert 0 < plan["forecast"]["wall_seconds"] <= 1.0001 * plan["forecast"]["work_seconds"]  # sums in another order
     assert "GiB at most (learned from the same work)" in call(*again).stdout
 
 
