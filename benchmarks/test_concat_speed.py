@@ -124,11 +124,7 @@ def looped_inverse(canvases: Doubles, shape: Triple) -> Doubles:
     return np.stack(volumes)
 
 
-#: how volumes are held -> how many times as long as two plain copies there and back may take; turning axes is slow
-HELD = {"slices first": 3.0, "as a file holds them": 6.5}
-
-
-@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("held", ["as a file holds them", "slices first"])
 def test_there_and_back(volumes: Tensor, held: str) -> None:
     """Forward and inverse of a batch, and of a batch with its labels; fine-tuning lays out volumes slices first."""
     grid = Grid()
@@ -150,7 +146,7 @@ def test_there_and_back(volumes: Tensor, held: str) -> None:
     copies, loop = figures["both"] / figures["two_copies"], figures["loop"] / figures["both"]
     with_labels = (figures["loop"] + figures["loop_of_labels"]) / (figures["both"] + figures["both_of_labels"])
     print(f"\n  {held}: {copies:.1f} times two copies; loop {loop:.1f}x, with labels {with_labels:.1f}x", end=" ")
-    assert copies < HELD[held]
+    assert copies < 3
     # Two copies alone are about 11 times faster than the loop, so no layout can be 20 times faster in one thread.
     assert loop > 4
     assert with_labels > 6
