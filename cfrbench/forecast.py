@@ -229,7 +229,8 @@ def ahead(
 ) -> Forecast:  # fmt: skip
     """`forecast` of the stages ``todo`` of ``chains`` from what ``store`` knows; ``probing`` times what it does not."""
     rates = Rates()
-    rates.learn(Store(store))
+    if todo:
+        rates.learn(Store(store))
     if probing:
         missing = {stage.key for stage in todo}
         probe(rates, [chain for chain in chains if missing & {stage.key for stage in chain}], data_root)
