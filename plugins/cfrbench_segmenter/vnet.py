@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from cfrbench.backbone import Backbone, Conv3d
 from cfrbench.config import Frozen
 from cfrbench.contracts import Segmenter
+from cfrbench.errors import UsageError
 from cfrbench.hookspecs import hookimpl
 
 DEEPEST = 4
@@ -30,25 +32,30 @@ DECODER = ("nine", "eight", "seven", "six")
 LOWER = {"nine": "eight", "eight": "seven", "seven": "six", "six": "five"}
 
 
-def _block(convolutions: int, inputs: int, outputs: int) -> nn.Sequential:
+#: both forms of yulequan/UA-MT; like there, instance norm has neither weights nor running statistics
+Norm = Literal["batch", "instance"]
+NORMS: dict[Norm, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm3d, "instance": nn.InstanceNorm3d}
+
+
+def _block(convolutions: int, inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
     layers: list[nn.Module] = []
     for index in range(convolutions):
         layers.append(Conv3d(outputs if index else inputs, outputs, kernel_size=3, padding=1))
-        layers += _norm_relu(outputs)
+        layers += _norm_relu(outputs, norm)
     return _named(layers)
 
 
-def _down(inputs: int, outputs: int) -> nn.Sequential:
-    return _named([nn.Conv3d(inputs, outputs, kernel_size=2, stride=2), *_norm_relu(outputs)])
+def _down(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
+    return _named([nn.Conv3d(inputs, outputs, kernel_size=2, stride=2), *_norm_relu(outputs, norm)])
 
 
-def _up(inputs: int, outputs: int) -> nn.Sequential:
-    return _named([nn.ConvTranspose3d(inputs, outputs, kernel_size=2, stride=2), *_norm_relu(outputs)])
+def _up(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
+    return _named([nn.ConvTranspose3d(inputs, outputs, kernel_size=2, stride=2), *_norm_relu(outputs, norm)])
 
 
-def _norm_relu(channels: int) -> list[nn.Module]:
-    # In place is safe: the backward pass of batch norm reads its input, not its output.
-    return [nn.BatchNorm3d(channels), nn.ReLU(inplace=True)]
+def _norm_relu(channels: int, norm: Norm) -> list[nn.Module]:
+    # In place is safe: the backward pass of a norm reads its input, not its output.
+    return [NORMS[norm](channels), nn.ReLU(inplace=True)]
 
 
 def _named(layers: list[nn.Module]) -> nn.Sequential:
@@ -65,26 +72,33 @@ class VNet(Backbone):
     title = "The V-Net"
     name = "vnet"
 
-    def __init__(self, channels: int, num_classes: int, width: int, depth: int, dropout: float) -> None:
+    def __init__(
+        self, channels: int, num_classes: int, width: int, depth: int, dropout: float, norm: Norm = "batch"
+    ) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.norm = dropout, norm
         self._bottom = f"block_{ENCODER[depth]}"
         self._descent = [(f"block_{word}", f"block_{word}_dw") for word in ENCODER[:depth]]
         self._ascent = [(f"block_{LOWER[word]}_up", f"block_{word}") for word in reversed(DECODER[:depth])]
         self.widths = widths = tuple(width << level for level in range(depth + 1))
         inputs = [channels, *widths[1:]]
         for level, (block, down) in enumerate(self._descent):
-            self.add_module(block, _block(CONVOLUTIONS[level], inputs[level], widths[level]))
-            self.add_module(down, _down(widths[level], widths[level + 1]))
-        self.add_module(self._bottom, _block(CONVOLUTIONS[depth], inputs[depth], widths[depth]))
+            self.add_module(block, _block(CONVOLUTIONS[level], inputs[level], widths[level], norm))
+            self.add_module(down, _down(widths[level], widths[level + 1], norm))
+        self.add_module(self._bottom, _block(CONVOLUTIONS[depth], inputs[depth], widths[depth], norm))
         for level, (up, block) in zip(reversed(range(depth)), self._ascent, strict=True):
-            self.add_module(up, _up(widths[level + 1], widths[level]))
-            self.add_module(block, _block(CONVOLUTIONS[level], widths[level], widths[level]))
+            self.add_module(up, _up(widths[level + 1], widths[level], norm))
+            self.add_module(block, _block(CONVOLUTIONS[level], widths[level], widths[level], norm))
         self.out_conv = nn.Conv3d(width, num_classes, kernel_size=1)
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """Features of every level; UsageError if a side cannot be halved often enough."""
         self.check_sides(image)
+        if self.norm == "instance" and set(image.shape[2:]) == {1 << (len(self.widths) - 1)}:
+            sides = "x".join(map(str, image.shape[2:]))
+            raise UsageError(f"An input of {sides} is one voxel at the bottom of the V-Net; instance norm makes it 0. "
+                             "Choose a larger crop (training.patch; with MagicNet fewer ssl.magicnet.cubes), a smaller "
+                             "net.vnet.depth, or net.vnet.norm=batch.")  # fmt: skip
         features: list[Tensor] = []
         x = image
         for block, down in self._descent:
@@ -119,11 +133,17 @@ class VNetSegmenter(Segmenter):
     name = "vnet"
 
     class Config(Frozen):
-        """The defaults are the field's."""
+        """The defaults are the field's.
+
+        With batch norm, crops of one batch share statistics. Methods that pass labelled and unlabelled crops together
+        and tell little of what the latter should look like can then fall far below training on the labels alone
+        (docs/results/ssl-phantom.md).
+        """
 
         width: int = Field(16, ge=1, description="channels at full resolution; they double with each halving")
         depth: int = Field(DEEPEST, ge=1, le=DEEPEST, description="number of halvings")
         dropout: float = Field(0.5, ge=0, lt=1, description="channel dropout after the bottleneck and the last block")
+        norm: Norm = Field("batch", description="instance: labelled and unlabelled crops share no statistics")
 
     config: Config
 
@@ -134,7 +154,7 @@ class VNetSegmenter(Segmenter):
 
     def build(self, channels: int, num_classes: int) -> VNet:
         """A V-Net with PyTorch's default initialisation, which the field uses."""
-        return VNet(channels, num_classes, self.config.width, self.config.depth, self.config.dropout)
+        return VNet(channels, num_classes, self.config.width, self.config.depth, self.config.dropout, self.config.norm)
 
 
 @hookimpl

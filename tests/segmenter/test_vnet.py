@@ -166,3 +166,23 @@ def test_a_further_decoder_serves_the_features_of_another_network() -> None:
     second.remove_encoder()
     assert not [name for name, _ in second.named_parameters() if name.split(".")[0].endswith(("_dw", "five", "one"))]
     assert torch.equal(second.segment(first.encode(image)), whole)
+
+
+def test_instance_norm_keeps_crops_apart_and_needs_no_statistics() -> None:
+    alone, beside = torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1)).split(1)
+    for norm, apart in (("instance", True), ("batch", False)):
+        network = build(width=2, depth=2, dropout=0.0, norm=norm).train()
+        together = network(torch.cat([alone, 3 * beside + 1]))[:1]
+        assert torch.allclose(together, network(alone), atol=1e-5) is apart
+    network = build(width=2, depth=2, norm="instance").eval()
+    assert not list(network.buffers())
+    assert torch.equal(network(alone), network(alone))
+    network(alone).square().mean().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_instance_norm_refuses_a_bottleneck_of_one_voxel() -> None:
+    network = build(width=2, depth=2, norm="instance")
+    network(torch.zeros(1, 1, 4, 4, 8))
+    with pytest.raises(UsageError, match=r"one voxel at the bottom.*net\.vnet\.norm=batch"):
+        network(torch.zeros(2, 1, 4, 4, 4))
