@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfrbench.compute import without_autocast
+from cfrbench.compute import rounded_by_autocast, without_autocast
 
 #: queries that meet all keys at once
 QUERIES = 128
@@ -42,10 +42,8 @@ def _blocked_class() -> type[nn.Module]:
         def forward(self, x: Tensor) -> Tensor:
             batch, height, width, _ = x.shape
             tokens = height * width
-            if torch.is_autocast_enabled(x.device.type):
-                # Here once, or each projection and each LoRA beside one does it for itself, forth and back.
-                x = x.to(torch.get_autocast_dtype(x.device.type))
-            parts = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            # Rounded here once, or each projection and each LoRA beside one does it for itself, forth and back.
+            parts = self.qkv(rounded_by_autocast(x)).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
             # In memory too: a single map can be viewed like this, and products would copy all its keys for every block.
             query, key, value = parts.contiguous().view(3, batch * self.num_heads, tokens, -1).unbind(0)
             if self.use_rel_pos:
