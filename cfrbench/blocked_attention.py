@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from cfrbench.compute import rounded_by_autocast, without_autocast
 
 #: queries that meet all keys at once
-QUERIES = 128
-#: scores held at once by each thread of a CPU, 2 MiB in fp32, so that they stay in its cache
-SCORES = 1 << 19
+QUERIES = 256
+#: scores held at once by each thread of a CPU, 2 MiB in bf16, so that they stay in its cache
+SCORES = 1 << 20
 #: the same elsewhere, where every block costs the start of kernels
 SCORES_ELSEWHERE = 1 << 26
 #: from so many keys in a row on a bias is added element by element; for fewer a product is several times faster
@@ -43,9 +43,13 @@ def _blocked_class() -> type[nn.Module]:
             batch, height, width, _ = x.shape
             tokens = height * width
             # Rounded here once, or each projection and each LoRA beside one does it for itself, forth and back.
-            parts = self.qkv(rounded_by_autocast(x)).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            x = rounded_by_autocast(x)
+            parts = self.qkv.parts(x) if hasattr(self.qkv, "parts") else self.qkv(x).chunk(3, dim=-1)
             # In memory too: a single map can be viewed like this, and products would copy all its keys for every block.
-            query, key, value = parts.contiguous().view(3, batch * self.num_heads, tokens, -1).unbind(0)
+            query, key, value = (
+                part.view(batch, tokens, self.num_heads, -1).transpose(1, 2).contiguous().flatten(0, 1)
+                for part in parts
+            )
             if self.use_rel_pos:
                 grid = query.unflatten(1, (height, width))
                 rows = torch.einsum("nhwc,hkc->nhwk", grid, get_rel_pos(height, height, self.rel_pos_h))
