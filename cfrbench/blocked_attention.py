@@ -121,12 +121,13 @@ def _bias(rows: Tensor, columns: Tensor) -> Tensor:
     return torch.cat([rows, columns], -1) @ _places(height, width, rows)
 
 
-def _by_bias(by_scores: Tensor, height: int, width: int) -> tuple[Tensor, ...]:
+def _by_bias(by_scores: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """The gradients of rows and columns."""
     if width >= WIDE:
-        pairs = by_scores.unflatten(2, (height, width))
+        pairs = by_scores.reshape(*by_scores.shape[:2], height, width)
         return pairs.sum(-1), pairs.sum(-2)
-    return (by_scores @ _places(height, width, by_scores).T).split([height, width], -1)
+    both = by_scores @ _places(height, width, by_scores).T
+    return both[..., :height], both[..., height:]
 
 
 def _places(height: int, width: int, like: Tensor) -> Tensor:
