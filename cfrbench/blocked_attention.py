@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cfrbench.compute import without_autocast
+from cfrbench.compute import rounded_by_autocast, without_autocast
 
 #: queries that meet all keys at once
-QUERIES = 128
-#: scores held at once by each thread of a CPU, 2 MiB in fp32, so that they stay in its cache
-SCORES = 1 << 19
+QUERIES = 256
+#: scores held at once by each thread of a CPU, 2 MiB in bf16, so that they stay in its cache
+SCORES = 1 << 20
 #: the same elsewhere, where every block costs the start of kernels
 SCORES_ELSEWHERE = 1 << 26
+#: from so many keys in a row on a bias is added element by element; for fewer a product is several times faster
+WIDE = 32
 
 
 def block_attention(encoder: nn.Module) -> None:
@@ -40,8 +42,14 @@ def _blocked_class() -> type[nn.Module]:
         def forward(self, x: Tensor) -> Tensor:
             batch, height, width, _ = x.shape
             tokens = height * width
-            parts = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-            query, key, value = parts.reshape(3, batch * self.num_heads, tokens, -1).unbind(0)
+            # Rounded here once, or each projection and each LoRA beside one does it for itself, forth and back.
+            x = rounded_by_autocast(x)
+            parts = self.qkv.parts(x) if hasattr(self.qkv, "parts") else self.qkv(x).chunk(3, dim=-1)
+            # In memory too: a single map can be viewed like this, and products would copy all its keys for every block.
+            query, key, value = (
+                part.view(batch, tokens, self.num_heads, -1).transpose(1, 2).contiguous().flatten(0, 1)
+                for part in parts
+            )
             if self.use_rel_pos:
                 grid = query.unflatten(1, (height, width))
                 rows = torch.einsum("nhwc,hkc->nhwk", grid, get_rel_pos(height, height, self.rel_pos_h))
@@ -79,31 +87,53 @@ class _Attention(torch.autograd.Function):
         # Backward runs outside autocast; what it computes again has to be what was computed here.
         with without_autocast(query.device):
             for heads, here in _blocks(query):
-                mixed[here] = _weights(query[here], key[heads], rows[here], columns[here], scale) @ value[heads]
+                weights = _weights(query[here], key[heads], rows[here], columns[here], scale)
+                mixed[here] = torch.bmm(weights, value[heads])
         return mixed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, rows, columns = ctx.saved_tensors
-        scale, (gradient,) = ctx.scale, gradients
+        scale, gradient = ctx.scale, gradients[0].contiguous()
         by_query, by_rows, by_columns = (torch.empty_like(part) for part in (query, rows, columns))
         by_key, by_value = torch.zeros_like(key), torch.zeros_like(value)
         for heads, here in _blocks(query):
             weights = _weights(query[here], key[heads], rows[here], columns[here], scale)
             by_value[heads].baddbmm_(weights.transpose(1, 2), gradient[here])
-            by_weights = gradient[here] @ value[heads].transpose(1, 2)
+            by_weights = torch.bmm(gradient[here], value[heads].transpose(1, 2))
             by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-            pairs = by_scores.unflatten(2, (rows.shape[2], columns.shape[2]))
-            by_rows[here], by_columns[here] = pairs.sum(-1), pairs.sum(-2)
-            by_query[here] = (by_scores @ key[heads]).mul_(scale)
+            by_rows[here], by_columns[here] = _by_bias(by_scores, rows.shape[2], columns.shape[2])
+            by_query[here] = torch.bmm(by_scores, key[heads]).mul_(scale)
             by_key[heads].baddbmm_(by_scores.transpose(1, 2), query[here], alpha=scale)
         return by_query, by_key, by_value, by_rows, by_columns, None
 
 
 def _weights(query: Tensor, key: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
     """Softmax weights ``(n, t, T)`` of a block of queries; the product is added to the bias where that stands."""
-    scores = (rows.unsqueeze(-1) + columns.unsqueeze(-2)).flatten(2)
-    return scores.baddbmm_(query, key.transpose(1, 2), alpha=scale).softmax(dim=-1)
+    return _bias(rows, columns).baddbmm_(query, key.transpose(1, 2), alpha=scale).softmax(dim=-1)
+
+
+def _bias(rows: Tensor, columns: Tensor) -> Tensor:
+    """The bias ``(n, t, T)`` of a block of queries."""
+    height, width = rows.shape[2], columns.shape[2]
+    if width >= WIDE:
+        return (rows.unsqueeze(-1) + columns.unsqueeze(-2)).flatten(2)
+    return torch.cat([rows, columns], -1) @ _places(height, width, rows)
+
+
+def _by_bias(by_scores: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """The gradients of rows and columns."""
+    if width >= WIDE:
+        pairs = by_scores.reshape(*by_scores.shape[:2], height, width)
+        return pairs.sum(-1), pairs.sum(-2)
+    both = by_scores @ _places(height, width, by_scores).T
+    return both[..., :height], both[..., height:]
+
+
+def _places(height: int, width: int, like: Tensor) -> Tensor:
+    """One-hot ``(H + W, T)``: the row and the column in which each key stands."""
+    row, column = (torch.eye(side, dtype=like.dtype, device=like.device) for side in (height, width))
+    return torch.cat([row.repeat_interleave(width, 1), column.repeat(1, height)])
 
 
 def _blocks(query: Tensor) -> Iterator[tuple[slice, tuple[slice, slice]]]:

@@ -94,6 +94,14 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
+def rounded_by_autocast(x: Tensor) -> Tensor:
+    """What linear layers make of ``x`` first if autocast is on; ``x`` itself otherwise."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
+
+
 @contextmanager
 def single_thread() -> Iterator[None]:
     """Compute in one thread: in networks of a few channels, threads wait for each other longer than they work."""

@@ -165,8 +165,8 @@ class PretrainedViT(Pretrained):
         return model
 
     def narrowed(self) -> Self:
-        """The same blocks with 8 channels a head and about an eighth of the input."""
-        shape = replace(self.shape, width=8 * self.shape.heads)
+        """The same blocks with two heads of 8 channels, smaller windows and about an eighth of the input."""
+        shape = replace(self.shape, width=16, heads=2, window=4)
         side = max(2, self.input_size // 256) * 32
         narrow = type(type(self).__name__, (type(self),), {"shape": shape})
         model: Self = narrow(self.config.model_copy(update={"input_size": side}))

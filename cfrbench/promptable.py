@@ -85,9 +85,15 @@ def vit_sam(shape: ViTShape, input_size: int, num_classes: int, decoder: Decoder
         window_size=shape.window,
         global_attn_indexes=shape.global_blocks,
     )
+    encoder.patch_embed.register_forward_hook(_channels_last)
     block_attention(encoder)
     prompts = prompt_encoder(input_size // shape.patch, input_size, decoder)
     return Promptable(encoder, prompts, mask_head(num_classes, decoder))
+
+
+def _channels_last(patch_embed: nn.Module, images: tuple[Tensor, ...], tokens: Tensor) -> Tensor:
+    # The convolution leaves channels first in memory and every sum keeps that, so each norm would copy its input.
+    return tokens.contiguous()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

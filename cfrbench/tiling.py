@@ -255,17 +255,23 @@ def lay_out(volumes: Tensor, grid: GridLayout, fill: float) -> Tensor:
     """Lay ``(..., H, W, D)`` out as ``(..., S, S)``; ``fill`` goes where no slice is."""
     expect(volumes, grid.shape, "volumes")
     side, rows, cols = grid.canvas, grid.rows.spill, grid.cols.spill
-    canvas = volumes.new_full((*volumes.shape[:-3], side + 2 * rows, side + 2 * cols), fill)
-    tiles = _tiles(canvas, grid)
-    slices = transposed_slices(volumes)
-    if grid.tiles:
-        held, at_rows, at_cols = _addresses(grid, volumes.device)
-        tiles[..., at_rows, at_cols, :, :] = slices[..., held, :, :] if len(held) < grid.shape[2] else slices
-    else:
-        for chosen, grid_rows, grid_cols in _blocks(grid.lead, grid.lead + grid.placed, grid.cols.count):
-            block = tiles[..., grid_rows, grid_cols, :, :]
-            block.copy_(slices[..., chosen, :, :].reshape(block.shape))
+    canvas = volumes.new_empty((*volumes.shape[:-3], side + 2 * rows, side + 2 * cols))
+    # One by one: what is filled and what is turned is then still in the processor's cache when it is needed again.
+    sheets = canvas[None].flatten(0, -3)
+    for index, volume in enumerate(volumes[None].flatten(0, -4)):
+        _write(transposed_slices(volume), _tiles(sheets[index].fill_(fill), grid), grid)
     return canvas[..., rows : rows + side, cols : cols + side]
+
+
+def _write(slices: Tensor, tiles: Tensor, grid: GridLayout) -> None:
+    """Put ``(D, W, H)`` onto the tiles ``(n_rows, n_cols, W, H)`` of a canvas."""
+    if grid.tiles:
+        held, at_rows, at_cols = _addresses(grid, slices.device)
+        tiles[at_rows, at_cols] = slices[held] if len(held) < grid.shape[2] else slices
+        return
+    for chosen, grid_rows, grid_cols in _blocks(grid.lead, grid.lead + grid.placed, grid.cols.count):
+        block = tiles[grid_rows, grid_cols]
+        block.copy_(slices[chosen].reshape(block.shape))
 
 
 def take_apart(canvases: Tensor, grid: GridLayout) -> Tensor:

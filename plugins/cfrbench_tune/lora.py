@@ -46,7 +46,11 @@ class SplitQKV(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., width)`` to ``(..., 3 width)``: queries, keys, values."""
-        return torch.cat([projection(x) for projection in self.children()], dim=-1)
+        return torch.cat(self.parts(x), dim=-1)
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        """The same apart, which spares `BlockedAttention` a copy."""
+        return [projection(x) for projection in self.children()]
 
     def fused(self) -> nn.Linear:
         """One linear again."""
@@ -120,11 +124,16 @@ class Lora(NamedTuner):
 
     def _inject(self, module: nn.Module, targets: list[str]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
 
         rank = self.config.rank
         alpha: Any = self.config.alpha  # peft says int and computes with any number
         settings = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=targets, **self.kind)
         inject_adapter_in_model(settings, module)
+        for layer in module.modules():
+            if isinstance(layer, LoraLayer) and not layer.lora_variant:
+                # Autocast rounds the input; peft would first make it as precise as A, of which only DoRA makes use.
+                layer.cast_input_dtype_enabled = False
 
     def _prepare(self, encoder: nn.Module) -> Iterator[str]:
         """Split what has to be split; yield the names of the layers to adapt."""

@@ -96,6 +96,25 @@ def test_it_equals_a_plain_loop_over_tiles_even_where_voxels_are_lost(shape: Tri
 
 
 @relaxed
+@given(toy_shapes, dtypes, leads, st.permutations([-3, -2, -1]), st.integers(0, 3), st.integers(1, 2))
+def test_how_memory_holds_a_volume_changes_nothing(
+    shape: Triple, dtype: torch.dtype, lead: tuple[int, ...], order: list[int], offset: int, step: int
+) -> None:
+    grid = Grid()
+    layout = grid.plan(shape, grid.smallest_canvas(shape))
+    # A view that starts somewhere in memory, passes over voxels and has its axes in any order.
+    held = [shape[axis] for axis in order]
+    memory = numbered((*lead, held[0], held[1], offset + step * held[2]), dtype)[..., offset::step]
+    volumes = memory.permute(*range(len(lead)), *(len(lead) + order.index(axis) for axis in (-3, -2, -1)))
+    assert volumes.shape == (*lead, *shape)
+    canvases = grid.forward(volumes, layout, 255)
+    assert torch.equal(canvases, grid.forward(volumes.clone(memory_format=torch.contiguous_format), layout, 255))
+    assert torch.equal(grid.inverse(canvases, layout), volumes)
+    for volume, canvas in zip(volumes.reshape(-1, *shape), canvases.flatten(0, -3), strict=True):
+        assert torch.equal(canvas, plain_forward(volume, layout.canvas, 255))
+
+
+@relaxed
 @given(toy_shapes, leads)
 def test_the_inverse_is_the_gradient_of_the_layout_and_the_other_way_round(
     shape: Triple, lead: tuple[int, ...]
