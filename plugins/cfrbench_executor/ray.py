@@ -60,9 +60,8 @@ class Ray(Executor):
     def run(self, tasks: Sequence[StageTask], work: Work) -> dict[str, CfrbenchError]:
         """Run every task; Interrupted passes through once running stages have saved their state."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault(
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-        )  # leave CUDA_VISIBLE_DEVICES alone without GPUs
+        # A stage that asks for no GPU still sees those there are.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
         cpus = self.config.cpus or threads_of(tasks)
