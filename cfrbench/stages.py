@@ -16,10 +16,11 @@ from cfrbench.artifact import FAILED, LENGTH, Draft
 from cfrbench.checkpoint import Checkpointer, graceful_stop
 from cfrbench.compute import start
 from cfrbench.config import Settings, canonical
-from cfrbench.contracts import SSLMethod, StageTask
+from cfrbench.contracts import FoundationModel, SSLMethod, StageTask
 from cfrbench.errors import Interrupted, StoreError, WeightsError
 from cfrbench.formats import read_labels, read_metadata, read_tensors, write_labels, write_table, write_tensors
 from cfrbench.gauges import Laps, counted_inputs, sizes
+from cfrbench.headroom import lean_if_needed
 from cfrbench.pipeline import Bench
 from cfrbench.recipes import SCORES, STORED, WEIGHTS, WORKING, Recipe, check_fit, check_patch
 from cfrbench.store import Store
@@ -194,10 +195,16 @@ def run_tune(run: Run) -> Mapping[str, Any]:
         laps.lap()
         run.on_step(step, values)
 
-    labeller = pipeline.fine_tune(
-        bench, ids(recipe["labelled"]), make("concat", recipe["concat"]), foundation, tuner, recipe["seed"],
-        checkpoints=run.checkpoints(), on_step=on_step,
-    )  # fmt: skip
+    def fine_tune(model: FoundationModel) -> Labeller:
+        return pipeline.fine_tune(
+            bench, ids(recipe["labelled"]), make("concat", recipe["concat"]), model, tuner, recipe["seed"],
+            checkpoints=run.checkpoints(), on_step=on_step,
+        )  # fmt: skip
+
+    # Blocks computed twice give the same bits; smaller batches of canvases or windows round differently.
+    labeller = lean_if_needed(
+        fine_tune, foundation, foundation.recomputing(), lambda why: run.draft.log.write("recomputing", reason=why)
+    )
     tensors = tuner.export(labeller.network.model)
     write_tensors(run.draft.path(WEIGHTS), tensors, {"recipe": recipe})
     exported = sum(t.numel() for t in tensors.values())
