@@ -88,20 +88,20 @@ def labelling_advice(settings: Settings, model_name: str, options: Any) -> str:
 
 
 def training_advice(settings: Settings) -> str:
-    """What lowers the memory of a training step; nothing does without changing its numbers."""
+    """What helps where a training step finds too little memory; nothing lowers its need without changing numbers."""
     section = settings.training
     half = "" if settings.compute.precision in ("bf16", "fp16") else "--precision bf16 (rounded numbers); "
     smaller = [f"--set training.{name}={size // 2}" for name in ("labelled_batch", "unlabelled_batch")
                if (size := getattr(section, name)) > 1]  # fmt: skip
     batches = f"{' '.join(smaller)} (half the batch, another training); " * bool(smaller)
-    return (f"Lower the need of a training step: fewer stages at a time (--jobs, the same numbers); {half}{batches}"
+    return (f"Let less run beside it (the same numbers), or lower the need of a training step: {half}{batches}"
             f"a smaller training.patch than {list(section.patch)}. Finished steps are kept.")  # fmt: skip
 
 
 def prediction_advice(settings: Settings) -> str:
-    """What lowers the memory of sliding a trained network over a volume: windows go through it one by one already."""
-    half = "" if settings.compute.precision in ("bf16", "fp16") else "; --precision bf16, from the training on"
-    return f"Lower the need of a prediction: fewer stages at a time (--jobs, the same numbers){half}."
+    """What helps where sliding a network over a volume finds too little memory: windows go through it one by one."""
+    half = "" if settings.compute.precision in ("bf16", "fp16") else ", or train and predict with --precision bf16"
+    return f"Let less run beside this prediction (the same numbers){half}."
 
 
 def _share(share: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cfrbench import pipeline, registry
 from cfrbench.artifact import FAILED, LENGTH, Draft
-from cfrbench.checkpoint import Checkpointer, graceful_stop
+from cfrbench.checkpoint import Checkpointer, Stop, graceful_stop
 from cfrbench.compute import start
 from cfrbench.config import Settings, canonical
 from cfrbench.contracts import FoundationModel, SSLMethod, StageTask
@@ -52,7 +51,7 @@ class StageWork:
         store = Store(self.store)
         hook, began = registry.WATCHERS.hook, time.monotonic()
         mark = store.cancel_mark(self.run) if self.run else None
-        with graceful_stop() as stop, _heeding(mark), registry.watching(self.observers):
+        with graceful_stop() as stop, _heeding(mark, stop), registry.watching(self.observers):
             waited = False
 
             def waiting() -> None:
@@ -80,8 +79,8 @@ class StageWork:
 
 
 @contextmanager
-def _heeding(mark: Path | None) -> Iterator[None]:
-    """Within the block a file ``mark`` stops this process as Ctrl-C does; Interrupted if it is there already."""
+def _heeding(mark: Path | None, stop: Stop) -> Iterator[None]:
+    """Within the block a file ``mark`` wishes for a stop; Interrupted if it is there already."""
     if mark is None:
         yield
         return
@@ -95,7 +94,8 @@ def _heeding(mark: Path | None) -> Iterator[None]:
     def watch() -> None:
         while not left.wait(CANCEL_SECONDS):
             if mark.exists():
-                signal.raise_signal(signal.SIGINT)
+                # No signal: others who see the mark may send one too, and a second signal is an order.
+                stop.ask("cfrbench cancel")
                 return
 
     threading.Thread(target=watch, name="cancel", daemon=True).start()

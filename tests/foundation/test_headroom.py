@@ -175,8 +175,8 @@ def test_the_second_attempt_begins_without_the_tensors_of_the_first() -> None:
 
 @pytest.mark.parametrize(
     ("stage", "words"),
-    [("pseudo_label", "Lower the need of labelling"), ("predict", "Lower the need of a prediction"),
-     ("retrain", "Lower the need of a training step")],
+    [("pseudo_label", "Lower the need of labelling"), ("predict", "Let less run beside this prediction"),
+     ("retrain", "lower the need of a training step")],
 )  # fmt: skip
 def test_every_other_stage_says_what_to_lower(stage: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(torch.nn.Conv3d):
