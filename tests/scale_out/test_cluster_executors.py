@@ -122,7 +122,8 @@ def test_jobs_at_a_time_belong_to_a_ray_cluster_of_our_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "words"), [("auto", r"at auto does not answer: none found\. Start one"), (None, r"choose --executor local")]
+    ("address", "words"),
+    [("auto", r"at auto does not answer: none found\. Start one"), (None, "choose --executor local")],
 )
 def test_a_ray_cluster_that_does_not_answer_is_one_paragraph(
     address: str | None, words: str, monkeypatch: pytest.MonkeyPatch
