@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfrbench import artifact, compute, sharing
+from cfrbench import artifact, compute, sharing, sweep
 from cfrbench.config import RunConfig
 from cfrbench.contracts import StageTask
 from cfrbench.forecast import Rates
@@ -22,6 +22,7 @@ from cfrbench.store import Store
 PEAKS = st.lists(st.floats(1, 5000), min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(PEAKS, st.floats(1, 20000), st.floats(0, 800))
 def test_whichever_stages_meet_they_fit_and_one_more_might_not(peaks: list[float], room: float, beside: float) -> None:
     jobs = side_by_side(peaks, room, beside_mib=beside)
@@ -89,6 +90,23 @@ def test_on_a_cpu_the_memory_of_the_same_stages_decides(tmp_path: Path, monkeypa
     rates.learn(Store(tmp_path))
     assert here(rates, todo, "cpu", 1) == 9
     assert here(rates, todo[:3], "cpu", 1) == 3
+
+
+@pytest.mark.usefixtures("box")
+def test_a_run_without_jobs_takes_what_its_preset_and_store_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "available_mib", lambda: 7000.0)
+    values = {"compute.device": "cpu", "compute.threads": 1, "data.phantom.train": 3, "data.phantom.test": 1}
+    plans = {preset: sweep.plan(RunConfig(preset=preset, ssl=("mt",), labels=(1,), bounds=False, set=values), tmp_path)
+             for preset in ("smoke", "quick")}  # fmt: skip
+    assert sweep.default_jobs(plans["quick"]) == 2, "3 GiB each, as nothing is known"
+    assert sweep.default_jobs(plans["quick"], "ray") == 1
+    assert sweep.default_jobs(plans["smoke"]) == 1
+    monkeypatch.setattr(artifact, "peak_mib", lambda: 900.0)
+    for stage in plans["quick"].todo:
+        finish(Store(tmp_path), stage)
+    assert sweep.default_jobs(plans["quick"]) == 7, "7000 MiB less a tenth, 900 MiB each"
 
 
 def test_the_newest_stage_of_a_kind_is_believed_and_what_was_set_aside_is_not_looked_at(
