@@ -200,7 +200,7 @@ class Crowd:
             file.write(f"{compute._gpu} {others}\n")
         if key == "never" or (key == "cramped" and others):
             raise OutOfMemory("Memory ran out.")
-        while key == "beside" and (self.folder / "cramped.running").exists():
+        while key == "beside" and not (self.folder / "cramped").exists():
             time.sleep(0.02)
 
 

@@ -31,6 +31,8 @@ from cfrbench.machine import give_memory_back, keep_freed_memory
 
 #: how long a worker may take to save its state when it is asked to stop
 PATIENCE_SECONDS = 60.0
+#: how long a worker waits for its next task before it gives back what it has freed
+REST_SECONDS = 1.0
 #: least time between two steps that a worker reports
 PACE_SECONDS = 0.5
 
@@ -261,7 +263,8 @@ def _serve(connection: Connection, work: Work, gpu: int | None) -> None:
             with suppress(ConnectionError):  # the parent may be the one that was killed
                 connection.send((stop, None))
             return
-        give_memory_back()  # a worker at rest takes nothing from those at work
+        if not connection.poll(REST_SECONDS):
+            give_memory_back()  # a worker at rest takes nothing from those at work
 
 
 def _follow_parent() -> None:
