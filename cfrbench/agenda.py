@@ -119,6 +119,12 @@ def threads_of(tasks: Iterable[StageTask]) -> int:
     return max((int(t.recipe.get("settings", {}).get("compute", {}).get("threads", 1)) for t in tasks), default=1)
 
 
+def devices_of(tasks: Iterable[StageTask]) -> set[str]:
+    """The devices that recipes name; stages that do not say compute where those do that they stand on."""
+    settings = (task.recipe.get("settings", {}) for task in tasks)
+    return {str(each["compute"]["device"]) for each in settings if "compute" in each}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # failures
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cfrbench.config import digest
 from cfrbench.errors import StoreError, UsageError
 from cfrbench.files import JsonLog, plain, read_json, read_log, sha256_file, storage_errors, sync, write_json
-from cfrbench.machine import environment, peak_mib
+from cfrbench.machine import environment, peak_gpu_mib, peak_mib
 
 if TYPE_CHECKING:
     from cfrbench.contracts import StageTask
@@ -199,6 +199,7 @@ class Draft:
             "attempts": sum(event["event"] == BEGIN for event in events),
             "seconds": _busy_seconds(events),
             "peak_mib": peak_mib(),
+            "peak_gpu_mib": peak_gpu_mib(),
             "created": datetime.now(UTC).isoformat(),
             "files": {path.name: _sealed(path) for path in sorted(self.output.iterdir())},
         })  # fmt: skip

@@ -103,15 +103,20 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """A wish to stop, expressed by a signal; loops look at ``requested`` between two steps."""
+    """A wish to stop, expressed by a signal or by `ask`; loops look at ``requested`` between two steps."""
 
     def __init__(self) -> None:
-        self.signal_name: str | None = None
+        self.signal_name: str | None = None  # or who asked without one
+        self._signals = 0
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a stop is wished for."""
         return self.signal_name is not None
+
+    def ask(self, who: str) -> None:
+        """Wish for it from another thread. A signal that follows is still a wish: it may be the same one, passed on."""
+        self.signal_name = self.signal_name or who
 
     def interrupted(self, where: str) -> Interrupted:
         """The exception to raise once the state is saved; ``where`` reads like "after step 80 of 900"."""
@@ -120,9 +125,10 @@ class Stop:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """The signal handler: the first signal is a wish, the second an order."""
-        if self.requested:
+        self._signals += 1
+        if self._signals > 1:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        self.ask(signal.Signals(number).name)
 
 
 @contextmanager

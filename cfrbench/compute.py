@@ -14,6 +14,9 @@ from cfrbench.config import ComputeSection
 from cfrbench.errors import ConfigError
 from cfrbench.machine import computes_bf16, peak_mib
 
+# Which GPU "cuda" and "auto" mean in this process; None leaves it to torch. No recipe knows of it.
+_gpu: int | None = None
+
 #: precisions of mixed training
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,6 +65,8 @@ def start(section: ComputeSection) -> Compute:
     if torch.get_num_threads() != section.threads:
         torch.set_num_threads(section.threads)
     device = find_device(section.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # for what asks torch for the current one
     # On a GPU some 3D interpolation gradients have no deterministic kernel: warn there, promise on the CPU.
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     # The mode also writes NaN into every fresh tensor, to expose reads of unset memory; that costs a pass over each.
@@ -113,10 +118,30 @@ def single_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def prefer_gpu(index: int) -> None:
+    """Let ``cuda`` and ``auto`` mean this GPU in this process from now on; ``cuda:N`` goes on meaning GPU N."""
+    global _gpu
+    _gpu = index
+
+
+def gpus() -> list[int]:
+    """The GPUs over which stages may be spread: those of the same model as the first, for they compute alike."""
+    models = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return [index for index, model in enumerate(models) if model == models[0]]
+
+
+def free_gpu_mib(index: int) -> float:
+    """Memory of a GPU that no process holds."""
+    free, _ = torch.cuda.mem_get_info(index)
+    return free / 2**20
+
+
 def find_device(name: str) -> torch.device:
     """``auto`` becomes CUDA, then MPS, then CPU; ConfigError for a device that is absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and _gpu is not None:
+        name = f"cuda:{_gpu}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

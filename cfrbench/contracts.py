@@ -118,7 +118,17 @@ class FoundationModel(_Configured):
 
     def resized(self, side: int) -> FoundationModel:
         """This model for images of ``(side, side)``, by its option ``input_size``; ConfigError if it takes no such."""
-        options = self.config.model_dump() | {"input_size": side}
+        return self._with(input_size=side)
+
+    def recomputing(self) -> FoundationModel | None:
+        """This model with its option ``recompute`` on: fine-tuned in less memory, bit for bit the same.
+
+        None if it has no such option, or has it on already.
+        """
+        return self._with(recompute=True) if getattr(self.config, "recompute", None) is False else None
+
+    def _with(self, **changed: Any) -> FoundationModel:
+        options = self.config.model_dump() | changed
         return type(self)(validate(self.Config, options, f"the options of model.{self.name}"), self.weights)
 
     @abstractmethod

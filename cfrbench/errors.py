@@ -7,6 +7,7 @@
     ├── DataError            exit code 2: a file or a data set is not what it should be
     ├── WeightsError         exit code 2: a checkpoint is missing, damaged or of another model
     ├── StoreError           exit code 1: the store cannot be read, written or trusted
+    ├── OutOfMemory          a stage needs more memory than there is; where that helps, it was tried again
     ├── Skipped              a stage was not begun, because one it needs has failed
     └── Interrupted          exit code 130: a signal asked to stop; the state is saved
 
@@ -53,6 +54,10 @@ class WeightsError(CfrbenchError):
 
 class StoreError(CfrbenchError):
     """The store cannot be read, written, or trusted."""
+
+
+class OutOfMemory(CfrbenchError):
+    """A stage needs more memory, of the machine or of its GPU, than there is."""
 
 
 class Skipped(CfrbenchError):

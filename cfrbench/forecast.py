@@ -9,6 +9,7 @@ miniature in a store of its own.
 from __future__ import annotations
 
 import heapq
+import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,19 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from cfrbench.agenda import Agenda
-from cfrbench.artifact import LOG, MANIFEST, Artifact
+from cfrbench.artifact import LOG, Artifact
 from cfrbench.config import digest
 from cfrbench.contracts import StageTask
 from cfrbench.errors import CfrbenchError
 from cfrbench.files import read_log
 from cfrbench.machine import environment
 from cfrbench.recipes import task
-from cfrbench.stages import StageWork
+from cfrbench.stages import STAGES, StageWork
 from cfrbench.store import Store
 from cfrbench.wording import duration
 
 #: optimiser steps and volumes of a probe
 PROBE_STEPS, PROBE_CASES = 3, 2
+#: finished stages of each sort that are looked at, however large a store has grown
+LOOKED_AT = 500
+#: how a cost is marked that was learned of a stage with another SSL method
+ANOTHER = "another method"
 #: stages whose files grow with the number of volumes
 VOLUMES = ("pseudo", "predict")
 #: what makes two machines take different times
@@ -49,6 +54,7 @@ class Rate:
     unit_seconds: float
     peak_mib: float
     disk_mib: float
+    gpu_mib: float | None = None  # None where none was used
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Cost:
     peak_mib: float
     disk_mib: float
     like: str
+    gpu_mib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,23 +93,25 @@ class Rates:
     probed: set[str] = field(default_factory=set)
 
     def learn(self, home: Store, *, probed: bool = False) -> None:
-        """Take in every finished stage of a store that this machine has computed, a newer one over an older."""
+        """Take in what the newest stages of a store that this machine has computed say of kinds not known yet."""
         here = {name: environment()[name] for name in MACHINE if name != "accelerator"}
-        found = [home.find(path.parent.parent.name, path.parent.name) for path in home.root.glob(f"*/*/{MANIFEST}")]
-        whole = sorted((a for a in found if a is not None), key=lambda a: str(a.manifest["created"]))
+        whole = _newest(home)
         recipes = {artifact.key: artifact.manifest["recipe"] for artifact in whole}
         for artifact in whole:
             if {name: artifact.manifest["environment"].get(name) for name in here} != here:
                 continue
             try:
                 kinds = kind_of_work(artifact.stage, artifact.manifest["recipe"], recipes.get)
-                rate = _rate(artifact, units(artifact.stage, artifact.manifest["recipe"], recipes.get))
+                count = units(artifact.stage, artifact.manifest["recipe"], recipes.get)
             except KeyError:  # what it stands on was removed, or its recipe is of another version
                 continue
-            for store, kind in zip((self.exact, self.loose), kinds, strict=True):
-                if probed and kind in store:
-                    continue
-                store[kind] = rate
+            new = [(known, kind) for known, kind in zip((self.exact, self.loose), kinds, strict=True)
+                   if kind not in known]  # fmt: skip
+            if not new:
+                continue
+            rate = _rate(artifact, count)  # reads the whole log
+            for known, kind in new:
+                known[kind] = rate
                 if probed:
                     self.probed.add(kind)
 
@@ -113,10 +122,20 @@ class Rates:
         rate = self.exact.get(exact) or self.loose.get(loose)
         if rate is None:
             return None
-        like = "a probe" if kind in self.probed else "the same work" if kind == exact else "another method"
+        like = "a probe" if kind in self.probed else "the same work" if kind == exact else ANOTHER
         count = units(stage.stage, stage.recipe, recipes)
         disk_mib = rate.disk_mib * (count if stage.stage in VOLUMES else 1)
-        return Cost(rate.start_seconds + rate.unit_seconds * count, rate.peak_mib, disk_mib, like)
+        return Cost(rate.start_seconds + rate.unit_seconds * count, rate.peak_mib, disk_mib, like, rate.gpu_mib)
+
+
+def _newest(home: Store) -> list[Artifact]:
+    """The `LOOKED_AT` finished stages of each sort that were completed last, the latest first."""
+    found = []
+    for stage in STAGES:
+        folder = home.root / stage
+        entries = [(entry.stat().st_mtime, entry.name) for entry in os.scandir(folder)] if folder.is_dir() else []
+        found += [home.find(stage, key) for _, key in heapq.nlargest(LOOKED_AT, entries)]
+    return sorted((a for a in found if a is not None), key=lambda a: str(a.manifest["created"]), reverse=True)
 
 
 def kind_of_work(stage: str, recipe: Mapping[str, Any], recipes: Lookup) -> tuple[str, str]:
@@ -161,10 +180,11 @@ def _rate(artifact: Artifact, count: int) -> Rate:
     disk = sum(file["bytes"] for file in artifact.manifest["files"].values()) / 2**20
     disk /= max(count, 1) if artifact.stage in VOLUMES else 1
     moments = [event["time"] for event in read_log(artifact.folder / LOG) if event["event"] == "step"]
+    gpu = artifact.manifest.get("peak_gpu_mib")
     if len(moments) < 3 or not count:
-        return Rate(0.0, seconds / max(count, 1), peak, disk)
+        return Rate(0.0, seconds / max(count, 1), peak, disk, gpu)
     unit = statistics.median(b - a for a, b in pairwise(moments))
-    return Rate(max(0.0, seconds - unit * count), unit, peak, disk)
+    return Rate(max(0.0, seconds - unit * count), unit, peak, disk, gpu)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

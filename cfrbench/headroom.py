@@ -1,4 +1,4 @@
-"""When memory runs out: what to lower, and by how much.
+"""When memory runs out: the way that needs less and gives the same numbers, or what to lower, and by how much.
 
 The shares were measured with `benchmarks/vit_step.py` (SAM ViT-B, LoRA, batch 1): what a step holds beyond weights and
 libraries grows with the batch and with the square of the input's side.
@@ -6,14 +6,19 @@ libraries grows with the batch and with the square of the input's side.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from cfrbench.config import Settings
-from cfrbench.errors import CfrbenchError
+from cfrbench.errors import OutOfMemory
+from cfrbench.machine import give_memory_back
+
+Way = TypeVar("Way")
+Result = TypeVar("Result")
 
 #: shares of a step's own memory that are left in half precision and with recomputed blocks
 HALF_PRECISION, RECOMPUTED = 0.6, 0.6
@@ -23,7 +28,7 @@ SIGNS = ("not enough memory", "can't allocate memory", "out of memory", "cannot 
 
 @contextmanager
 def memory_advice(advice: Callable[[], str]) -> Iterator[None]:
-    """Turn a failed allocation of the block into a CfrbenchError that ends in ``advice``."""
+    """Turn a failed allocation of the block into OutOfMemory that ends in ``advice``."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one of the latter
@@ -31,7 +36,27 @@ def memory_advice(advice: Callable[[], str]) -> Iterator[None]:
         failed = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(s in words.lower() for s in SIGNS)
         if not failed:
             raise
-        raise CfrbenchError(f"Memory ran out ({words or type(error).__name__}). {advice()}") from error
+        raise OutOfMemory(f"Memory ran out ({words or type(error).__name__}). {advice()}") from error
+
+
+def lean_if_needed(
+    attempt: Callable[[Way], Result], usual: Way, lean: Way | None, on_retry: Callable[[str], None]
+) -> Result:
+    """``attempt(usual)``; should memory run out, ``attempt(lean)``, if there is such a way to the same numbers.
+
+    ``on_retry`` is told what was short before the second attempt. OutOfMemory if that fails too.
+    """
+    try:
+        return attempt(usual)
+    except OutOfMemory as error:
+        if lean is None:
+            raise
+        reason = str(error)
+    # Only out here the error is gone, and with it its frames, which held the tensors of the first attempt.
+    gc.collect()
+    give_memory_back()
+    on_retry(reason)
+    return attempt(lean)
 
 
 def tuning_advice(settings: Settings, model_name: str, options: Any) -> str:
@@ -60,6 +85,23 @@ def labelling_advice(settings: Settings, model_name: str, options: Any) -> str:
     half = "" if settings.compute.precision in ("bf16", "fp16") else f"--precision bf16 ({_share(HALF_PRECISION)}); "
     return (f"Lower the need of labelling: {half}--set model.{model_name}.input_size={side // 2} ({_share(0.25)}). "
             "What is labelled is kept.")  # fmt: skip
+
+
+def training_advice(settings: Settings) -> str:
+    """What helps where a training step finds too little memory; nothing lowers its need without changing numbers."""
+    section = settings.training
+    half = "" if settings.compute.precision in ("bf16", "fp16") else "--precision bf16 (rounded numbers); "
+    smaller = [f"--set training.{name}={size // 2}" for name in ("labelled_batch", "unlabelled_batch")
+               if (size := getattr(section, name)) > 1]  # fmt: skip
+    batches = f"{' '.join(smaller)} (half the batch, another training); " * bool(smaller)
+    return (f"Let less run beside it (the same numbers), or lower the need of a training step: {half}{batches}"
+            f"a smaller training.patch than {list(section.patch)}. Finished steps are kept.")  # fmt: skip
+
+
+def prediction_advice(settings: Settings) -> str:
+    """What helps where sliding a network over a volume finds too little memory: windows go through it one by one."""
+    half = "" if settings.compute.precision in ("bf16", "fp16") else ", or train and predict with --precision bf16"
+    return f"Let less run beside this prediction (the same numbers){half}."
 
 
 def _share(share: float) -> str:

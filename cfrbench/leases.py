@@ -77,10 +77,21 @@ class Lease:
 
 def read(path: Path) -> dict[str, Any] | None:
     """What a lease says; None if there is none, an empty dict if it is being written."""
+    content = _content(path)
+    return None if content is None else _said(content)
+
+
+def _content(path: Path) -> bytes | None:
+    """The bytes of a lease; None if there is none, for its holder may drop it at any moment."""
     try:
-        found = json.loads(path.read_bytes())
+        return path.read_bytes()
     except FileNotFoundError:
         return None
+
+
+def _said(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -103,9 +114,9 @@ def take(path: Path, waiting: Callable[[], None]) -> Lease:
 def take_if_free(path: Path) -> Lease | None:
     """`take` without waiting: None if a process of another machine holds it, or died a moment ago."""
     lease = _create(path)
-    found = read(path) if lease is None else None
-    if found and found.get("kernel") == kernel():
-        _bury(path, path.read_bytes())
+    content = _content(path) if lease is None else None
+    if content is not None and _said(content).get("kernel") == kernel():
+        _bury(path, content)
         lease = _create(path)
     return lease
 
@@ -126,7 +137,7 @@ def _dead(path: Path, waiting: Callable[[], None]) -> bytes | None:
     try:
         seen = path.read_bytes()
         # On this kernel a living holder would have kept us from the system's lock.
-        if (read(path) or {}).get("kernel") == kernel():
+        if _said(seen).get("kernel") == kernel():
             return seen
         until = time.monotonic() + LEASE_SECONDS
         while time.monotonic() < until:

@@ -42,13 +42,19 @@ def _processor() -> str:
     return next(names, platform.machine())
 
 
-def room_for_jobs(threads: int, gib_each: float) -> int:
+def room_for_jobs(threads: int, gib_each: float = 0.0) -> int:
     """How many processes of ``threads`` threads and ``gib_each`` of memory this machine takes at once; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = cores // threads
+    return max(1, min(jobs, int(available_mib() / (gib_each * 1024))) if gib_each else jobs)
+
+
+def available_mib() -> float:
+    """Memory that new processes can have without swapping."""
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = psutil.virtual_memory().available / 2**30
-    return max(1, min(cores // threads, int(memory / gib_each)))
+    free: float = psutil.virtual_memory().available / 2**20
+    return free
 
 
 def keep_freed_memory() -> None:
@@ -75,26 +81,50 @@ def computes_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
-def _accelerator() -> str | None:
-    # Asked only where a stage has used one: neither torch nor a CUDA context is worth loading for a manifest.
+def _cuda() -> Any:
+    # Asked only where a stage has used it: neither torch nor a CUDA context is worth loading for a manifest.
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    name: str = torch.cuda.get_device_name()
-    return name
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
+def _accelerator() -> str | None:
+    cuda = _cuda()
+    return None if cuda is None else str(cuda.get_device_name())
+
+
+def give_memory_back() -> None:
+    """Give what this process has freed back to the system and to the GPU, for others may need it."""
+    with suppress(OSError, AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+    if (cuda := _cuda()) is not None:
+        cuda.empty_cache()
 
 
 def reset_peak_memory() -> None:
-    """Start a new high-water mark of resident memory, where the system has such a reset (Linux).
+    """Start new high-water marks of resident memory, where the system has such a reset (Linux), and of GPU memory.
 
-    What was freed is given back first, so that the mark does not depend on what this process did before.
+    What was freed is given back first, so that the marks do not depend on what this process did before.
     """
-    with suppress(OSError, AttributeError):  # glibc alone has it
-        ctypes.CDLL(None).malloc_trim(0)
+    give_memory_back()
+    if (cuda := _cuda()) is not None:
+        for index in range(cuda.device_count()):
+            cuda.reset_peak_memory_stats(index)
     try:
         _RESET.write_text("5")
     except OSError:
         return  # elsewhere the mark belongs to the whole process; `peak_mib` is then an upper bound
+
+
+def peak_gpu_mib() -> float | None:
+    """Most memory that this process has reserved on one GPU since `reset_peak_memory`; None if it has used none.
+
+    CUDA's context comes on top. Reserved, not allocated: that is what others cannot have.
+    """
+    cuda = _cuda()
+    if cuda is None:
+        return None
+    most: int = max(cuda.max_memory_reserved(index) for index in range(cuda.device_count()))
+    return round(most / 2**20, 1)
 
 
 def peak_mib() -> float:

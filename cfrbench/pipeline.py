@@ -24,7 +24,7 @@ from cfrbench.checkpoint import Checkpointer
 from cfrbench.compute import HALF, Compute, seed_torch, start
 from cfrbench.config import ScoringSection, Settings, Triple
 from cfrbench.contracts import ConcatStrategy, DataSource, FineTuner, FoundationModel, SSLMethod
-from cfrbench.headroom import labelling_advice, memory_advice, tuning_advice
+from cfrbench.headroom import labelling_advice, memory_advice, prediction_advice, training_advice, tuning_advice
 from cfrbench.inference import predict_probabilities
 from cfrbench.lean import halve_frozen
 from cfrbench.losses import class_map
@@ -205,7 +205,8 @@ def retrain(
         else adamw(parameters, section.lr, section.weight_decay)
     )
     schedule = Schedule(section.steps, rate, method.phases())
-    fit(trainee, schedule, optimiser, seed=seed, checkpoints=checkpoints, on_step=on_step)
+    with memory_advice(lambda: training_advice(bench.settings)):
+        fit(trainee, schedule, optimiser, seed=seed, checkpoints=checkpoints, on_step=on_step)
     return method
 
 
@@ -232,9 +233,10 @@ def probabilities_of(bench: Bench, network: nn.Module, image: Tensor) -> Tensor:
         return logits
 
     stride = settings.inference
-    return predict_probabilities(
-        forward, image, settings.training.patch, stride.stride_xy, stride.stride_z, bench.source.num_classes
-    )
+    with memory_advice(lambda: prediction_advice(settings)):
+        return predict_probabilities(
+            forward, image, settings.training.patch, stride.stride_xy, stride.stride_z, bench.source.num_classes
+        )
 
 
 def score(bench: Bench, predictions: Mapping[str, Tensor], on_case: CaseObserver | None = None) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from cfrbench import pipeline, registry
 from cfrbench.artifact import FAILED, LENGTH, Draft
-from cfrbench.checkpoint import Checkpointer, graceful_stop
+from cfrbench.checkpoint import Checkpointer, Stop, graceful_stop
 from cfrbench.compute import start
 from cfrbench.config import Settings, canonical
-from cfrbench.contracts import SSLMethod, StageTask
+from cfrbench.contracts import FoundationModel, SSLMethod, StageTask
 from cfrbench.errors import Interrupted, StoreError, WeightsError
 from cfrbench.formats import read_labels, read_metadata, read_tensors, write_labels, write_table, write_tensors
 from cfrbench.gauges import Laps, counted_inputs, sizes
+from cfrbench.headroom import lean_if_needed
 from cfrbench.pipeline import Bench
 from cfrbench.recipes import SCORES, STORED, WEIGHTS, WORKING, Recipe, check_fit, check_patch
 from cfrbench.store import Store
@@ -51,7 +51,7 @@ class StageWork:
         store = Store(self.store)
         hook, began = registry.WATCHERS.hook, time.monotonic()
         mark = store.cancel_mark(self.run) if self.run else None
-        with graceful_stop() as stop, _heeding(mark), registry.watching(self.observers):
+        with graceful_stop() as stop, _heeding(mark, stop), registry.watching(self.observers):
             waited = False
 
             def waiting() -> None:
@@ -79,8 +79,8 @@ class StageWork:
 
 
 @contextmanager
-def _heeding(mark: Path | None) -> Iterator[None]:
-    """Within the block a file ``mark`` stops this process as Ctrl-C does; Interrupted if it is there already."""
+def _heeding(mark: Path | None, stop: Stop) -> Iterator[None]:
+    """Within the block a file ``mark`` wishes for a stop; Interrupted if it is there already."""
     if mark is None:
         yield
         return
@@ -94,7 +94,8 @@ def _heeding(mark: Path | None) -> Iterator[None]:
     def watch() -> None:
         while not left.wait(CANCEL_SECONDS):
             if mark.exists():
-                signal.raise_signal(signal.SIGINT)
+                # No signal: others who see the mark may send one too, and a second signal is an order.
+                stop.ask("cfrbench cancel")
                 return
 
     threading.Thread(target=watch, name="cancel", daemon=True).start()
@@ -194,10 +195,16 @@ def run_tune(run: Run) -> Mapping[str, Any]:
         laps.lap()
         run.on_step(step, values)
 
-    labeller = pipeline.fine_tune(
-        bench, ids(recipe["labelled"]), make("concat", recipe["concat"]), foundation, tuner, recipe["seed"],
-        checkpoints=run.checkpoints(), on_step=on_step,
-    )  # fmt: skip
+    def fine_tune(model: FoundationModel) -> Labeller:
+        return pipeline.fine_tune(
+            bench, ids(recipe["labelled"]), make("concat", recipe["concat"]), model, tuner, recipe["seed"],
+            checkpoints=run.checkpoints(), on_step=on_step,
+        )  # fmt: skip
+
+    # Blocks computed twice give the same bits; smaller batches of canvases or windows round differently.
+    labeller = lean_if_needed(
+        fine_tune, foundation, foundation.recomputing(), lambda why: run.draft.log.write("recomputing", reason=why)
+    )
     tensors = tuner.export(labeller.network.model)
     write_tensors(run.draft.path(WEIGHTS), tensors, {"recipe": recipe})
     exported = sum(t.numel() for t in tensors.values())

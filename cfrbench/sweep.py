@@ -20,7 +20,9 @@ from cfrbench.store import Store
 if TYPE_CHECKING:
     import pandas as pd
 
-#: memory of one stage by preset: LiteMedSAM and small volumes, or SAM ViT-B on canvases of 1024
+    from cfrbench.forecast import Rates
+
+#: memory, and GPU memory, of a stage of which nothing is known yet: LiteMedSAM and small volumes, or SAM ViT-B at 1024
 JOB_GIB = {"quick": 3.0, "paper": 12.0}
 
 
@@ -197,21 +199,26 @@ def _runner(planned: Plan, executor: str, jobs: int, observers: tuple[str, ...])
     return cls(validate(cls.Config, options, f"the options of executor.{cls.name}"), planned.store.absolute())
 
 
-def default_jobs(planned: Plan, executor: str = "local") -> int:
-    """Stages to run side by side on a CPU: as many as it has room for, for they share less than threads of one do.
+def default_jobs(planned: Plan, executor: str = "local", rates: Rates | None = None) -> int:
+    """Stages to run side by side: as many as GPUs, cores and memory have room for, for those of one GPU share it well.
 
-    One for ``smoke``, whose stages are shorter than the start of a process, and one on a GPU. 1 leaves the choice to
-    any other executor: what this machine has room for says nothing of a cluster.
+    What each takes is told by ``rates``, or else by the store. One for ``smoke``, whose stages are shorter than the
+    start of a process. 1 leaves the choice to any other executor: what this machine has room for says nothing of a
+    cluster.
     """
-    if executor != "local":
+    preset = planned.study.config.preset
+    if executor != "local" or preset == "smoke" or len(planned.todo) < 2:
         return 1
-    from cfrbench.compute import find_device
-    from cfrbench.machine import room_for_jobs
+    from cfrbench.forecast import Rates
+    from cfrbench.sharing import jobs_here
 
+    if rates is None:
+        rates = Rates()
+        rates.learn(Store(planned.store))
+    recipes = {task.key: task.recipe for chain in planned.chains.values() for task in chain}
     compute = planned.study.settings.compute
-    if planned.study.config.preset == "smoke" or len(planned.todo) < 2 or find_device(compute.device).type != "cpu":
-        return 1
-    return min(len(planned.todo), room_for_jobs(compute.threads, JOB_GIB[planned.study.config.preset]))
+    return jobs_here(planned.todo, recipes.get, rates, device=compute.device, threads=compute.threads,
+                     unknown_gib=JOB_GIB[preset])  # fmt: skip
 
 
 def _run_stages(planned: Plan, runner: Executor, observers: tuple[str, ...]) -> dict[str, CfrbenchError]:

@@ -172,6 +172,19 @@ def test_the_first_signal_is_a_wish_and_the_second_an_order(number: signal.Signa
     assert signal.getsignal(number) == before
 
 
+def asked_without_a_signal() -> None:
+    with graceful_stop() as stop:
+        stop.ask("cfrbench cancel")
+        signal.raise_signal(signal.SIGTERM)  # as from a parent whom another worker told of the same wish
+        assert "Stopped by cfrbench cancel after step 3" in str(stop.interrupted("after step 3"))
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_after_a_wish_without_one_is_a_wish_still() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        asked_without_a_signal()
+
+
 def test_a_wish_nobody_heard_ends_the_block() -> None:
     with pytest.raises(Interrupted, match="same command"), graceful_stop():
         signal.raise_signal(signal.SIGTERM)

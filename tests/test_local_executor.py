@@ -16,12 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
-from cfrbench import registry
+from cfrbench import compute, registry
 from cfrbench.agenda import Agenda
 from cfrbench.checkpoint import graceful_stop
 from cfrbench.config import Frozen, validate
 from cfrbench.contracts import StageTask
-from cfrbench.errors import CfrbenchError, ConfigError, Interrupted, StoreError
+from cfrbench.errors import CfrbenchError, ConfigError, Interrupted, OutOfMemory, StoreError
 from cfrbench.hookspecs import hookimpl
 from cfrbench_executor.local import Local
 from tests.children import start
@@ -173,6 +173,50 @@ def test_workers_of_a_killed_parent_save_and_end(tmp_path: Path) -> None:
     psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=20)
     assert (tmp_path / f"{pids[0]}.saved").exists()
     assert not psutil.pid_exists(pids[0])
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """``beside`` runs until ``cramped``, which has no room beside others, has failed once; ``never`` has none at all.
+
+    Each attempt notes who else runs, and which GPU its process was given.
+    """
+
+    folder: Path
+
+    def __call__(self, task: StageTask) -> None:
+        mine = self.folder / f"{task.key}.running"
+        mine.touch()
+        try:
+            self._attempt(task.key)
+        finally:
+            mine.unlink()
+
+    def _attempt(self, key: str) -> None:
+        while key == "cramped" and not (self.folder / "beside").exists():
+            time.sleep(0.02)
+        others = sorted(path.stem for path in self.folder.glob("*.running") if path.stem != key)
+        with (self.folder / key).open("a") as file:
+            file.write(f"{compute._gpu} {others}\n")
+        if key == "never" or (key == "cramped" and others):
+            raise OutOfMemory("Memory ran out.")
+        while key == "beside" and not (self.folder / "cramped").exists():
+            time.sleep(0.02)
+
+
+def test_memory_that_was_short_beside_others_is_tried_alone_and_workers_go_round_the_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute, "gpus", lambda: [0, 2])
+    tasks = [task("cramped"), task("beside"), task("above", "cramped"), task("never")]
+    failures = local(2).run(tasks, Crowd(tmp_path))
+    assert {key: str(failure) for key, failure in failures.items()} == {"never": "Memory ran out."}
+    attempts = {key: (tmp_path / key).read_text().splitlines() for key in ("cramped", "beside", "above", "never")}
+    assert [attempt.partition(" ")[2] for attempt in attempts["cramped"]] == ["['beside']", "[]"]
+    assert len(attempts["never"]) == 2
+    assert attempts["never"][1].endswith("[]")
+    assert len(attempts["above"]) == 1
+    assert {attempt.split()[0] for lines in attempts.values() for attempt in lines} == {"0", "2"}
 
 
 @pytest.mark.parametrize("error", [Interrupted("Stopped by SIGTERM."), KeyboardInterrupt()])

@@ -35,9 +35,9 @@ FLOORS = [
     store report
     recipes matrix agenda following
     stages
-    sweep ablation
+    sweep ablation forecast sharing
     reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
-    cards forecast archive pages standing \
+    cards archive pages standing \
     cancelling
     exhibits
     cli

@@ -119,7 +119,10 @@ def logs(
     record = home.run(run)
     chosen = standing.find_cell(record, cell)
     typer.echo(standing.words(chosen))
-    for title, path in standing.logs(home, chosen):
+    found = list(standing.logs(home, chosen))
+    if not found:
+        typer.echo("No stage of this cell has begun.")
+    for title, path in found:
         typer.echo(f"\n{title}: {path}")
         for event in read_log(path)[-lines:]:
             typer.echo(f"  {time.strftime('%H:%M:%S', time.localtime(event['time']))}  {log_line(event)}")

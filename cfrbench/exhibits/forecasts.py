@@ -48,7 +48,7 @@ def outlooks(
             for plan in exhibit.planned:
                 unknown = [c for c in plan.chains.values() if any(t.key in missing and t.key not in taken for t in c)]
                 probe(rates, unknown, plan.study.config.data_root)
-        side_by_side = jobs or max(map(sweep.default_jobs, exhibit.planned))
+        side_by_side = jobs or max(sweep.default_jobs(plan, rates=rates) for plan in exhibit.planned)
         cells = {f"{cell.words}, {plan.study.config.dataset}": sum(t.key in missing for t in chain)
                  for plan in exhibit.planned for cell, chain in plan.chains.items()}  # fmt: skip
         found.append(Outlook(exhibit.name, cells, todo, len(missing) - len(todo),

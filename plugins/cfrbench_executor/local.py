@@ -21,16 +21,18 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from cfrbench import registry
-from cfrbench.agenda import Agenda, Died, Parcel, Work, attempt, death, parcel, unpacked
+from cfrbench.agenda import Agenda, Died, Parcel, Work, attempt, death, devices_of, parcel, unpacked
 from cfrbench.checkpoint import graceful_stop
 from cfrbench.config import Frozen
 from cfrbench.contracts import Executor, StageTask
-from cfrbench.errors import CfrbenchError, Interrupted
+from cfrbench.errors import CfrbenchError, Interrupted, OutOfMemory
 from cfrbench.hookspecs import hookimpl
-from cfrbench.machine import keep_freed_memory
+from cfrbench.machine import give_memory_back, keep_freed_memory
 
 #: how long a worker may take to save its state when it is asked to stop
 PATIENCE_SECONDS = 60.0
+#: how long a worker waits for its next task before it gives back what it has freed
+REST_SECONDS = 1.0
 #: least time between two steps that a worker reports
 PACE_SECONDS = 0.5
 
@@ -55,7 +57,8 @@ class Local(Executor):
             while (task := agenda.take()) is not None:
                 agenda.finish(task, attempt(task, work))
         else:
-            _run_in_workers(agenda, _Crew(work, self.config.jobs, self.store), self.config.retries)
+            crew = _Crew(work, self.config.jobs, self.store, _gpus(tasks))
+            _run_in_workers(agenda, crew, self.config.retries)
         return agenda.failures
 
 
@@ -69,18 +72,35 @@ def executors() -> list[type[Executor]]:
 # workers
 
 
+def _gpus(tasks: Sequence[StageTask]) -> list[int]:
+    """The GPUs to spread workers over: those that compute alike, if there are several and a stage may use one."""
+    if devices_of(tasks) == {"cpu"}:
+        return []
+    from cfrbench.compute import gpus
+
+    found = gpus()
+    return found if len(found) > 1 else []
+
+
 def _run_in_workers(agenda: Agenda, crew: _Crew, retries: int) -> None:
     attempts: Counter[str] = Counter()
+    cramped: list[StageTask] = []  # memory ran out beside others: each is tried once more when nothing else runs
+    alone: set[str] = set()
     with graceful_stop() as stop, crew:  # inside: workers are gone before a stop becomes an exception
         while True:
             while crew.has_room() and (task := agenda.take()) is not None:
                 attempts[task.key] += 1
                 crew.start(task)
+            if not crew.busy and cramped:
+                alone.add(cramped[0].key)
+                crew.start(cramped.pop(0))
             if not crew.busy:
                 return
             for task, failure in crew.finished():
                 if isinstance(failure, Died) and attempts[task.key] <= retries and not stop.requested:
                     agenda.again(task)
+                elif isinstance(failure, OutOfMemory) and task.key not in alone:
+                    cramped.append(task)
                 else:
                     agenda.finish(task, failure)
             if stop.requested:
@@ -90,8 +110,8 @@ def _run_in_workers(agenda: Agenda, crew: _Crew, retries: int) -> None:
 class _Crew:
     """Up to ``jobs`` worker processes; leaving the block asks those still busy to save their state and ends them."""
 
-    def __init__(self, work: Work, jobs: int, store: Path | None) -> None:
-        self._work, self._jobs, self._store = work, jobs, store
+    def __init__(self, work: Work, jobs: int, store: Path | None, gpus: Sequence[int] = ()) -> None:
+        self._work, self._jobs, self._store, self._gpus = work, jobs, store, gpus
         self._idle: list[_Worker] = []
         self.busy: list[_Worker] = []
 
@@ -103,9 +123,18 @@ class _Crew:
         """Give a task to an idle worker, or to a new one."""
         # An idle worker may have died since: the system takes memory where it finds it.
         self._idle = [worker for worker in self._idle if worker.process.is_alive()]
-        worker = self._idle.pop() if self._idle else _Worker(self._work, self._store)
+        if self._idle:
+            worker = min(self._idle, key=lambda idle: sum(other.gpu == idle.gpu for other in self.busy))
+            self._idle.remove(worker)
+        else:
+            worker = _Worker(self._work, self._store, self._next_gpu())
         worker.give(task)
         self.busy.append(worker)
+
+    def _next_gpu(self) -> int | None:
+        """The GPU with the fewest workers, so that they go round; None if there is nothing to choose."""
+        taken = Counter(worker.gpu for worker in self.busy)
+        return min(self._gpus, key=lambda gpu: taken[gpu], default=None)
 
     def finished(self) -> list[tuple[StageTask, CfrbenchError | None]]:
         """What ended in the next moment, as (task, failure); Interrupted if a worker was asked to stop."""
@@ -141,12 +170,12 @@ class _Worker:
 
     task: StageTask
 
-    def __init__(self, work: Work, store: Path | None) -> None:
-        self._store = store
+    def __init__(self, work: Work, store: Path | None, gpu: int | None) -> None:
+        self._store, self.gpu = store, gpu
         # Spawned, not forked: torch's threads and CUDA do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work, gpu), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -212,9 +241,13 @@ class _Relay:
             self._connection.send(_News(hook, values))
 
 
-def _serve(connection: Connection, work: Work) -> None:
-    """The life of a worker."""
+def _serve(connection: Connection, work: Work, gpu: int | None) -> None:
+    """The life of a worker; ``gpu`` is the one it computes on if stages name none by number."""
     keep_freed_memory()
+    if gpu is not None:
+        from cfrbench.compute import prefer_gpu
+
+        prefer_gpu(gpu)
     registry.WATCHERS.register(_Relay(connection))
     # Ctrl-C in a terminal reaches every process of the group: out of it, for the parent asks each worker once.
     os.setsid()
@@ -230,6 +263,8 @@ def _serve(connection: Connection, work: Work) -> None:
             with suppress(ConnectionError):  # the parent may be the one that was killed
                 connection.send((stop, None))
             return
+        if not connection.poll(REST_SECONDS):
+            give_memory_back()  # a worker at rest takes nothing from those at work
 
 
 def _follow_parent() -> None:

@@ -60,23 +60,35 @@ class Ray(Executor):
     def run(self, tasks: Sequence[StageTask], work: Work) -> dict[str, CfrbenchError]:
         """Run every task; Interrupted passes through once running stages have saved their state."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault(
-            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-        )  # leave CUDA_VISIBLE_DEVICES alone without GPUs
+        # A stage that asks for no GPU still sees those there are.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
         cpus = self.config.cpus or threads_of(tasks)
         ours = not ray.is_initialized()
         if ours:
-            limit = self.config.jobs * cpus if self.config.jobs else None
-            ray.init(self.config.address, num_cpus=limit, include_dashboard=False, log_to_driver=False,
-                     logging_level=logging.ERROR)  # fmt: skip
+            self._start(self.config.jobs * cpus if self.config.jobs else None)
         try:
             with graceful_stop() as stop:
                 return self._follow(tasks, self._hand_over(tasks, work, cpus), stop)
         finally:
             if ours:
                 ray.shutdown()
+
+    def _start(self, cpus: int | None) -> None:
+        """Connect to the cluster, or start our own with so many CPUs; CfrbenchError with Ray's reason."""
+        import ray
+
+        try:
+            ray.init(self.config.address, num_cpus=cpus, include_dashboard=False, log_to_driver=False,
+                     logging_level=logging.ERROR)  # fmt: skip
+        except Exception as error:  # Ray has no class of its own for these
+            ray.shutdown()
+            where = f"at {self.config.address} " if self.config.address else ""
+            remedy = ("Start one with `ray start --head`, correct executor.ray.address, or leave it away" if where else
+                      "Give the command again when this machine is less busy, or choose --executor local")  # fmt: skip
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise CfrbenchError(f"The Ray cluster {where}does not answer: {reason}. {remedy}.") from error
 
     def _hand_over(self, tasks: Sequence[StageTask], work: Work, cpus: int) -> dict[Any, StageTask]:
         """Give Ray every task, those of the longest chains first; tasks by what stands for their answers."""

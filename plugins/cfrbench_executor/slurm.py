@@ -253,7 +253,7 @@ class _Job:
                     if failure is not None:
                         raise failure
         except Interrupted:
-            # `cfrbench cancel` comes as SIGINT, and a job that scancel ends runs no more in the controller's eyes.
+            # `cfrbench cancel` asks without a signal, and what scancel ends runs no more in the eyes of the controller.
             if stop is not None and stop.signal_name in ("SIGTERM", "SIGUSR2"):
                 _requeue_running()
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,6 +119,26 @@ def test_slurm_without_its_commands_says_where_to_go(monkeypatch: pytest.MonkeyP
 def test_jobs_at_a_time_belong_to_a_ray_cluster_of_our_own() -> None:
     with pytest.raises(ConfigError, match="cluster of our own"):
         validate(Ray.Config, {"address": "auto", "jobs": 3}, "the options of executor.ray")
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("auto", r"at auto does not answer: none found\. Start one"), (None, "choose --executor local")],
+)
+def test_a_ray_cluster_that_does_not_answer_is_one_paragraph(
+    address: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped: list[bool] = []
+
+    def init(*_: Any, **__: Any) -> None:
+        raise ConnectionError("none found.\nlong story")
+
+    module = SimpleNamespace(init=init, is_initialized=lambda: False, shutdown=lambda: stopped.append(True))
+    monkeypatch.setitem(sys.modules, "ray", module)
+    monkeypatch.setattr(ray_executor, "find_spec", lambda name: object())
+    with pytest.raises(CfrbenchError, match=words):
+        Ray(validate(Ray.Config, {"address": address}, "test")).run(GRAPH, print)
+    assert stopped == [True]
 
 
 def test_importing_the_executors_imports_no_scheduler_and_runs_nothing() -> None:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfrbench.config import validate
@@ -46,6 +46,7 @@ def simulated(tasks: list[StageTask], seconds: dict[str, int], gpus: int) -> int
     return clock
 
 
+@settings(deadline=None)
 @given(graphs(), st.integers(1, 4))
 def test_the_model_agrees_with_a_simulation_second_by_second(
     graph: tuple[list[StageTask], dict[str, int]], gpus: int

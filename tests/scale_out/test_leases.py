@@ -102,6 +102,27 @@ def test_those_who_will_not_wait_see_the_lease_of_another_machine(tmp_path: Path
         assert mine
 
 
+def test_a_lease_that_vanishes_while_it_is_looked_at_is_nobodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, here = tmp_path / "x.lease", leases.kernel()
+    path.write_bytes(leases.Lease(path).line())  # of this machine, so its holder must be dead
+    asked: list[bool] = []
+
+    def kernel_after_which_it_is_gone() -> str:
+        asked.append(path.exists())
+        if len(asked) == 2:  # the first to ask makes a lease of our own
+            path.unlink()
+        return here
+
+    monkeypatch.setattr(leases, "kernel", kernel_after_which_it_is_gone)
+    lease = leases.take_if_free(path)
+    assert asked[:2] == [True, True]
+    assert lease is not None
+    assert lease.mine()
+    lease.drop()
+
+
 def test_one_who_waits_may_give_up(tmp_path: Path) -> None:
     store = Store(tmp_path)
     foreign(store.lease("ab"))

@@ -1,4 +1,7 @@
-"""Sizes and overheads: 10,000 cells planned, a store of 100,000 artifacts looked at, 200 short stages run."""
+"""Sizes and overheads: 10,000 cells planned, a store of 100,000 artifacts looked at, 200 short stages run.
+
+``pytest -m slow -n 0 -s tests/scale_out/test_size.py`` prints the figures.
+"""
 
 from __future__ import annotations
 
@@ -144,6 +147,7 @@ def efficiency(executor: Executor, folder: Path) -> float:
 
 def test_local_workers_waste_little_time(tmp_path: Path) -> None:
     found = efficiency(Local(validate(Local.Config, {"jobs": 2}, "test")), tmp_path)
+    print(f"local --jobs 2: {found:.1%} of the ideal")
     assert found >= 0.85, found
 
 
@@ -152,5 +156,6 @@ def test_local_workers_waste_little_time(tmp_path: Path) -> None:
 def test_ray_wastes_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_worker_niceness", "0")
     found = efficiency(Ray(validate(Ray.Config, {"jobs": 2}, "test")), tmp_path)
+    print(f"ray, two at a time: {found:.1%} of the ideal")
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert found >= 0.85, found

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cfrbench import standing
+from cfrbench import leases, standing
 from cfrbench.agenda import Died
 from cfrbench.artifact import FAILED, LENGTH, Draft
 from cfrbench.cells import Cell
@@ -56,6 +56,14 @@ def leave_unfinished(store: Store, task: StageTask, **reason: str) -> None:
         store.ensure(task, make)
 
 
+def silence(lease: Path) -> None:
+    """Let a lease of this process look as if its holder had died a while ago; it is not renewed any more."""
+    for held in [held for held in leases._HEART._leases if held.path == lease]:
+        leases._HEART.forget(held)
+    old = time.time() - standing.SILENCE_SECONDS - 1
+    os.utime(lease, (old, old))
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Store]:
     """A store with a run of five cells, one in each state; the running one's lock is held by this process."""
@@ -91,8 +99,7 @@ def test_every_state_is_told_from_files(home: Store) -> None:
 
 
 def test_a_holder_that_is_silent_is_called_gone_whatever_the_clocks_say(home: Store) -> None:
-    old = time.time() - standing.SILENCE_SECONDS - 1
-    os.utime(home.lease("trainrunning"), (old, old))
+    silence(home.lease("trainrunning"))
     assert standing.standing(home, home.run("five")).cells[1].state == "stopped"
 
 
@@ -107,8 +114,7 @@ def test_status_prints_and_writes_json(home: Store) -> None:
 
 def test_watching_ends_when_a_cancelled_run_has_stopped(home: Store) -> None:
     home.cancel_mark("five").touch()
-    old = time.time() - standing.SILENCE_SECONDS - 1
-    os.utime(home.lease("trainrunning"), (old, old))
+    silence(home.lease("trainrunning"))
     shown = call(home.root, "status", "five", "--watch", "--every", "0.2").output
     assert "2 stopped" in shown
     assert "cancelled" in shown
@@ -129,6 +135,10 @@ def test_logs_of_a_cell_by_number_name_or_key(home: Store, reference: str) -> No
     assert "step 3, loss 0.5" in shown
     assert "The loss is not finite." in shown
     assert "step 2" not in shown
+
+
+def test_logs_of_a_cell_that_waits_say_so(home: Store) -> None:
+    assert "No stage of this cell has begun." in call(home.root, "logs", "5").output
 
 
 def test_logs_name_what_fits_when_the_reference_is_not_one_cell(home: Store) -> None:
