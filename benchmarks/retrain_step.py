@@ -1,4 +1,4 @@
-"""A Mean Teacher step of the V-Net of 16 filters, in a process of its own: ours, or spelt out as the official code has it.
+"""A Mean Teacher step of the V-Net of 16 filters, in a process of its own: ours, or spelt out as the official code is.
 
     python -m benchmarks.retrain_step official|official-settings|fp32|fp32-fast|bf16 HEIGHT WIDTH DEPTH STEPS
 

@@ -1,8 +1,8 @@
-"""A Mean Teacher step of the V-Net of 16 filters on 2 + 2 crops of 112 x 112 x 80: time and memory beside the official step.
+"""A Mean Teacher step of the V-Net of 16 filters on 2 + 2 crops of 112 x 112 x 80, beside the official step.
 
 Every variant runs in a process of its own, the official one once with the system's memory settings and once with those
-of the command line, so that the gain of code and the gain of settings stay apart. ``CFRBENCH_STEP_SIDES=64,64,48`` makes
-the crops smaller, ``CFRBENCH_STEPS`` times more steps.
+of the command line, so that the gain of code and the gain of settings stay apart. ``CFRBENCH_STEP_SIDES=64,64,48``
+makes the crops smaller, ``CFRBENCH_STEPS`` times more steps.
 """
 
 from __future__ import annotations

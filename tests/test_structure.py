@@ -33,11 +33,12 @@ FLOORS = [
     pipeline
     artifact leases published
     store report
+    results
     recipes matrix agenda following
     stages
     sweep ablation
     reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
-    cards forecast archive pages standing \
+    cards forecast archive finished pages standing \
     cancelling
     exhibits
     cli

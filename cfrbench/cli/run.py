@@ -21,6 +21,7 @@ from cfrbench.cli.common import (
 from cfrbench.config import PresetName, RunConfig, validate
 
 if TYPE_CHECKING:
+    from cfrbench.results import Result
     from cfrbench.sweep import Plan
 
 EXAMPLES = """
@@ -75,10 +76,10 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Train every method with and without CFR guidance at every budget, and print the table of gains."""
-    from cfrbench import sweep
+    from cfrbench import finished, registry, results
     from cfrbench.cli import progress
 
-    request = _request(sweep.read_config(config, store) if config else RunConfig(), ssl=parse_names(ssl),
+    request = _request(results.read_config(config, store) if config else RunConfig(), ssl=parse_names(ssl),
                        labels=parse_labels(labels), dataset=dataset, concat=concat, tune=tune, model=model, net=net,
                        preset=preset, seeds=parse_seeds(seeds, seed_list), folds=folds, fold_seed=fold_seed,
                        label_seeds=parse_seeds(label_seeds, None), baseline=False if no_baseline else None,
@@ -86,11 +87,21 @@ def run(
                        set={**parse_set(set_), "pseudo.mode": pseudo, "training.guidance_weight": guidance_weight,
                             "scoring.backend": scoring, "compute.device": device, "compute.threads": threads,
                             "compute.precision": precision})  # fmt: skip
+    state, observers = finished.state_of(request, store), parse_names(log) or ()
+    registry.find("executor", executor)
+    if not dry_run and not observers and (again := finished.recall(state, store)) is not None:
+        _show_again(again, as_json)
+        return
     planned = _plan(request, store)
     if dry_run:
         progress.show_plan(planned, as_json, jobs=jobs, probing=probing)
-    else:
-        _execute(planned, executor, jobs, parse_names(log) or (), as_json)
+        return
+    result = _execute(planned, executor, jobs, observers, as_json)
+    if not result.failures:
+        finished.remember(result.name, state, store)
+    _show(result, as_json)
+    if result.failures:
+        raise typer.Exit(1)
 
 
 def _plan(request: RunConfig, store: Path) -> Plan:
@@ -102,21 +113,33 @@ def _plan(request: RunConfig, store: Path) -> Plan:
         return sweep.plan(request, store, look)
 
 
-def _execute(planned: Plan, executor: str, jobs: int | None, observers: tuple[str, ...], as_json: bool) -> None:
+def _execute(planned: Plan, executor: str, jobs: int | None, observers: tuple[str, ...], as_json: bool) -> Result:
     from cfrbench import sweep
     from cfrbench.cli import progress
 
     if not as_json:
-        progress.header(planned)
+        progress.header(planned.facts())
     with progress.watch(quiet=as_json) as observer:
         side_by_side = jobs or sweep.default_jobs(planned, executor)
-        result = sweep.execute(planned, executor=executor, jobs=side_by_side, observer=observer, observers=observers)
+        return sweep.execute(planned, executor=executor, jobs=side_by_side, observer=observer, observers=observers)
+
+
+def _show_again(result: Result, as_json: bool) -> None:
+    from cfrbench.cli import progress
+
+    if not as_json:
+        progress.header(result.facts)
+        typer.echo(f"0 stages to run, {result.reused} reused", err=True)
+    _show(result, as_json)
+
+
+def _show(result: Result, as_json: bool) -> None:
+    from cfrbench.cli import progress
+
     if as_json:
         typer.echo(json.dumps(result.as_json(), allow_nan=False))
     else:
         progress.show_result(result)
-    if result.failures:
-        raise typer.Exit(1)
 
 
 def _request(start: RunConfig, **asked: Any) -> RunConfig:
