@@ -1,0 +1,58 @@
+"""Prediction of a whole LA volume by sliding windows: the official loop, MONAI's, and ours in fp32 and bf16.
+
+The V-Net of 16 filters is trained for a few steps first: scores of a fresh network lie so near 0.5 that rounding
+decides labels. The official side computes without the memory settings of the command line in a process of its own, as users
+run it; the others share one. ``CFRBENCH_WINDOWS=9`` cuts the volume so that it has at most so many windows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.apart import Row, measured
+from cfrbench.machine import computes_bf16
+
+pytestmark = [pytest.mark.benchmark_only, pytest.mark.timeout(3600)]
+
+WINDOWS = int(os.environ.get("CFRBENCH_WINDOWS", "9999"))
+#: how many times faster than the official loop
+FASTER = {"fp32": 2.0, "bf16": 4.5}
+FASTER_THAN_MONAI = 1.8
+Record = Callable[[str, object], None]
+
+
+@pytest.fixture(scope="module")
+def official(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Row]:
+    """The volume's file, where masks go, and what the official loop took."""
+    file, folder = next((data_folder / "la").rglob("*.h5")), tmp_path_factory.mktemp("masks")
+    return file, folder, measured("predict_volume", "official", (file, folder, WINDOWS), settings=False)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_whole_volume(official: tuple[Path, Path, Row], precision: str, record_property: Record) -> None:
+    file, folder, plain = official
+    row = measured("predict_volume", precision, (file, folder, WINDOWS), settings=True)
+    faster = plain["seconds"] / row["seconds"]
+    record_property(f"one LA volume of {row['windows']:.0f} windows, {precision}, against the official loop",
+                    f"{plain['seconds']:.1f} s / {row['seconds']:.1f} s = {faster:.2f}x; {row['differ']:.1e} of the "
+                    f"voxels differ, Dice between the masks {row['dice']:.4f}")  # fmt: skip
+    assert row["differ"] == 0.0 if precision == "fp32" else row["dice"] > 99.9
+    if precision != "bf16" or computes_bf16():
+        assert faster >= FASTER[precision]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="MONAI is not installed (extra `bench`)")
+def test_against_monai(official: tuple[Path, Path, Row], record_property: Record) -> None:
+    file, folder, _ = official
+    theirs, ours = (measured("predict_volume", v, (file, folder, WINDOWS), settings=v == "fp32")
+                    for v in ("monai", "fp32"))  # fmt: skip
+    faster = theirs["seconds"] / ours["seconds"]
+    record_property("one LA volume, fp32, against MONAI's sliding window",
+                    f"{theirs['seconds']:.1f} s / {ours['seconds']:.1f} s = {faster:.2f}x")  # fmt: skip
+    assert theirs["differ"] < 1e-5
+    assert faster >= FASTER_THAN_MONAI
