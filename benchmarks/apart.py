@@ -9,11 +9,8 @@ import json
 import os
 import subprocess
 import sys
-import timeit
 from collections.abc import Iterable
 from pathlib import Path
-
-import torch
 
 Row = dict[str, float]
 #: of the command line (`cfrbench.cli.main`); the other half of it is `cfrbench.machine.keep_freed_memory`
@@ -32,9 +29,3 @@ def measured(module: str, variant: str, arguments: Iterable[object] = (), *, set
     figures = ", ".join(f"{name} {value:.5g}" for name, value in row.items())
     print(f"{variant:18} {figures}", flush=True)
     return row
-
-
-def matrix_gflops(dtype: torch.dtype, side: int = 2048) -> float:
-    """GFLOP/s of this process's threads in a product of two square matrices; the best of five."""
-    matrix = torch.randn(side, side).to(dtype)
-    return 2e-9 * side**3 / min(timeit.repeat(lambda: matrix @ matrix, number=1, repeat=5))

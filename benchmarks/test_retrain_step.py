@@ -13,8 +13,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks.apart import matrix_gflops, measured
+from benchmarks.apart import measured
 from cfrbench.machine import computes_bf16
+from cfrbench.probes import matrix_gflops
 
 pytestmark = [pytest.mark.benchmark_only, pytest.mark.timeout(3600)]
 

@@ -38,7 +38,7 @@ FLOORS = [
     stages
     sweep ablation
     reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
-    cards forecast archive finished pages standing \
+    cards forecast archive finished probes pages standing \
     cancelling
     exhibits
     cli
