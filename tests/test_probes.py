@@ -21,7 +21,9 @@ def test_a_step_takes_longer_than_a_window_of_the_same_crop() -> None:
 
 def test_a_preset_is_forecast_from_a_chain_in_miniature() -> None:
     found = probes.preset("smoke")
-    assert re.search(r"about \d+ s with 1 at a time.*learned from a probe.*a fine-tuning step \d\.\d\d s", found.detail)
+    assert re.search(
+        r"about \d+ (s|min) with 1 at a time.*learned from a probe.*a fine-tuning step \d\.\d\d s", found.detail
+    )
 
 
 def test_the_paper_preset_takes_less_time_on_a_faster_machine() -> None:

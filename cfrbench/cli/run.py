@@ -76,7 +76,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Train every method with and without CFR guidance at every budget, and print the table of gains."""
-    from cfrbench import finished, registry, results
+    from cfrbench import results
     from cfrbench.cli import progress
 
     request = _request(results.read_config(config, store) if config else RunConfig(), ssl=parse_names(ssl),
@@ -87,16 +87,25 @@ def run(
                        set={**parse_set(set_), "pseudo.mode": pseudo, "training.guidance_weight": guidance_weight,
                             "scoring.backend": scoring, "compute.device": device, "compute.threads": threads,
                             "compute.precision": precision})  # fmt: skip
-    state, observers = finished.state_of(request, store), parse_names(log) or ()
-    registry.find("executor", executor)
-    if not dry_run and not observers and (again := finished.recall(state, store)) is not None:
-        _show_again(again, as_json)
-        return
-    planned = _plan(request, store)
     if dry_run:
-        progress.show_plan(planned, as_json, jobs=jobs, probing=probing)
+        progress.show_plan(_plan(request, store), as_json, jobs=jobs, probing=probing)
+    else:
+        _answer(request, store, executor, jobs, parse_names(log) or (), as_json)
+
+
+def _answer(
+    request: RunConfig, store: Path, executor: str, jobs: int | None, observers: tuple[str, ...], as_json: bool
+) -> None:
+    """Show the result of a request: of the run that has answered it already, or else of planning and running it."""
+    from cfrbench import finished, registry
+
+    registry.find("executor", executor)
+    state = finished.state_of(request, store)
+    result = None if observers else finished.recall(state, store)
+    if result is not None:
+        _show_again(result, as_json)
         return
-    result = _execute(planned, executor, jobs, observers, as_json)
+    result = _execute(_plan(request, store), executor, jobs, observers, as_json)
     if not result.failures:
         finished.remember(result.name, state, store)
     _show(result, as_json)
