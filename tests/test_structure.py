@@ -38,8 +38,8 @@ FLOORS = [
     stages
     sweep ablation
     reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
-    cards forecast archive finished probes pages standing \
-    cancelling
+    cards forecast archive pages standing \
+    cancelling finished probes
     exhibits
     cli
     """.strip().splitlines()
