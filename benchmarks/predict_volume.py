@@ -2,8 +2,8 @@
 
     python -m benchmarks.predict_volume official|monai|fp32|bf16 FILE FOLDER WINDOWS
 
-prints one JSON object: seconds and processor seconds, windows, and how far the mask is from the official one, which
-the variant `official` leaves in FOLDER: the share of voxels that differ, and Dice between the two in percent.
+prints one JSON object: seconds and processor seconds, windows, the share of voxels whose label is not that of the mask
+which the variant `official` left in FOLDER, and Dice with the truth in percent.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def measure(variant: str, file: Path, folder: Path, windows: int) -> dict[str, f
     if variant == "official":
         np.save(folder / "mask.npy", mask)
     expected = np.load(folder / "mask.npy")
-    both, sizes = int((mask * expected).sum()), int(mask.sum()) + int(expected.sum())
+    both, sizes = int((mask * label).sum()), int(mask.sum()) + int(label.sum())
     axes = [len(window_starts(*axis)) for axis in zip(image.shape, PATCH, STRIDES, strict=True)]
     return found | {"windows": float(np.prod(axes)), "differ": float((mask != expected).mean()),
                     "dice": 200.0 * both / max(sizes, 1), "peak_mib": peak_mib()}  # fmt: skip

@@ -39,9 +39,12 @@ def test_a_whole_volume(official: tuple[Path, Path, Row], precision: str, record
     row = measured("predict_volume", precision, (file, folder, WINDOWS), settings=True)
     faster = plain["seconds"] / row["seconds"]
     record_property(f"one LA volume of {row['windows']:.0f} windows, {precision}, against the official loop",
-                    f"{plain['seconds']:.1f} s / {row['seconds']:.1f} s = {faster:.2f}x; {row['differ']:.1e} of the "
-                    f"voxels differ, Dice between the masks {row['dice']:.4f}")  # fmt: skip
-    assert row["differ"] == 0.0 if precision == "fp32" else row["dice"] > 99.9
+                    f"{plain['seconds']:.1f} s / {row['seconds']:.1f} s = {faster:.2f}x; {plain['cpu_seconds']:.1f} / "
+                    f"{row['cpu_seconds']:.1f} CPU s = {plain['cpu_seconds'] / row['cpu_seconds']:.2f}x; "
+                    f"{row['differ']:.1e} of the labels differ, Dice {plain['dice']:.3f} and {row['dice']:.3f}")  # fmt: skip
+    if precision == "fp32":
+        assert row["differ"] == 0.0
+    assert row["dice"] == pytest.approx(plain["dice"], abs=0.05)
     if precision != "bf16" or computes_bf16():
         assert faster >= FASTER[precision]
 
@@ -53,6 +56,7 @@ def test_against_monai(official: tuple[Path, Path, Row], record_property: Record
                     for v in ("monai", "fp32"))  # fmt: skip
     faster = theirs["seconds"] / ours["seconds"]
     record_property("one LA volume, fp32, against MONAI's sliding window",
-                    f"{theirs['seconds']:.1f} s / {ours['seconds']:.1f} s = {faster:.2f}x")  # fmt: skip
+                    f"{theirs['seconds']:.1f} s / {ours['seconds']:.1f} s = {faster:.2f}x; {theirs['cpu_seconds']:.1f} / "
+                    f"{ours['cpu_seconds']:.1f} CPU s = {theirs['cpu_seconds'] / ours['cpu_seconds']:.2f}x")  # fmt: skip
     assert theirs["differ"] < 1e-5
     assert faster >= FASTER_THAN_MONAI
