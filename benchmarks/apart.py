@@ -29,3 +29,10 @@ def measured(module: str, variant: str, arguments: Iterable[object] = (), *, set
     figures = ", ".join(f"{name} {value:.5g}" for name, value in row.items())
     print(f"{variant:18} {figures}", flush=True)
     return row
+
+
+def beside(plain: Row, fast: Row) -> str:
+    """Both times and their ratio, on the wall and of the processor, whose ratio other processes disturb least."""
+    wall, processor = (f"{plain[name]:.1f} / {fast[name]:.1f} {unit} = {plain[name] / fast[name]:.2f}x"
+                       for name, unit in (("seconds", "s"), ("cpu_seconds", "CPU s")))  # fmt: skip
+    return f"{wall}; {processor}"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.apart import Row, measured
+from benchmarks.apart import Row, beside, measured
 from cfrbench.machine import computes_bf16
 
 pytestmark = [pytest.mark.benchmark_only, pytest.mark.timeout(3600)]
@@ -38,10 +38,9 @@ def test_a_whole_volume(official: tuple[Path, Path, Row], precision: str, record
     file, folder, plain = official
     row = measured("predict_volume", precision, (file, folder, WINDOWS), settings=True)
     faster = plain["seconds"] / row["seconds"]
+    labels = f"{row['differ']:.1e} of the labels differ, Dice {plain['dice']:.3f} and {row['dice']:.3f}"
     record_property(f"one LA volume of {row['windows']:.0f} windows, {precision}, against the official loop",
-                    f"{plain['seconds']:.1f} s / {row['seconds']:.1f} s = {faster:.2f}x; {plain['cpu_seconds']:.1f} / "
-                    f"{row['cpu_seconds']:.1f} CPU s = {plain['cpu_seconds'] / row['cpu_seconds']:.2f}x; "
-                    f"{row['differ']:.1e} of the labels differ, Dice {plain['dice']:.3f} and {row['dice']:.3f}")  # fmt: skip
+                    f"{beside(plain, row)}; {labels}")  # fmt: skip
     if precision == "fp32":
         assert row["differ"] == 0.0
     assert row["dice"] == pytest.approx(plain["dice"], abs=0.05)
@@ -55,8 +54,6 @@ def test_against_monai(official: tuple[Path, Path, Row], record_property: Record
     theirs, ours = (measured("predict_volume", v, (file, folder, WINDOWS), settings=v == "fp32")
                     for v in ("monai", "fp32"))  # fmt: skip
     faster = theirs["seconds"] / ours["seconds"]
-    record_property("one LA volume, fp32, against MONAI's sliding window",
-                    f"{theirs['seconds']:.1f} s / {ours['seconds']:.1f} s = {faster:.2f}x; {theirs['cpu_seconds']:.1f} / "
-                    f"{ours['cpu_seconds']:.1f} CPU s = {theirs['cpu_seconds'] / ours['cpu_seconds']:.2f}x")  # fmt: skip
+    record_property("one LA volume, fp32, against MONAI's sliding window", beside(theirs, ours))
     assert theirs["differ"] < 1e-5
     assert faster >= FASTER_THAN_MONAI
