@@ -47,6 +47,7 @@ class Curve:
     expected: float
     sizes: tuple[int, ...]
     costs: tuple[float, ...]
+    unit: str = "CPU ms"
 
     @property
     def exponent(self) -> float:
@@ -62,7 +63,8 @@ def curve(what: str, over: str, expected: float, sizes: Sequence[int], make: Cal
         for work in works:
             work()
         rounds = [[_cpu_seconds(work) for work in works] for _ in range(ROUNDS)]
-    return Curve(what, over, expected, tuple(sizes), tuple(min(times) for times in zip(*rounds, strict=True)))
+    costs = tuple(1e3 * min(times) for times in zip(*rounds, strict=True))
+    return Curve(what, over, expected, tuple(sizes), costs)
 
 
 def _cpu_seconds(work: Work) -> float:
@@ -174,7 +176,7 @@ def test_cost_grows_as_it_should(tmp_path: Path, record_property: Callable[[str,
     counts = (1, 2, 4, 8)
     planned = [
         Curve(f"stages of kind {kind}", "methods", expected, counts,
-              tuple(map(partial(stages, tmp_path, kind), counts)))
+              tuple(map(partial(stages, tmp_path, kind), counts)), "stages")
         for kind, expected in (("tune", 0), ("pseudo", 0), ("train", 1))
     ]  # fmt: skip
     found = [*curves(), *planned]
@@ -202,6 +204,10 @@ def draw(found: Sequence[Curve], path: Path) -> None:
             panel.loglog(item.sizes, item.costs, "o-", color=DARK)
             panel.set_title(f"{item.what}: {item.exponent:.2f}, expected {item.expected:g}", fontsize=7)
             panel.set_xlabel(item.over, fontsize=7)
-            panel.tick_params(labelsize=6, which="both")
+            panel.set_ylabel(item.unit, fontsize=7)
+            panel.set_ylim(min(item.costs) / 2, 2 * max(item.costs))
+            panel.set_xticks(item.sizes, [str(size) for size in item.sizes])
+            panel.minorticks_off()
+            panel.tick_params(labelsize=6)
         for panel in panels[len(found) :]:
             panel.set_visible(False)

@@ -39,7 +39,7 @@ FLOORS = [
     sweep ablation
     reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
     cards forecast archive pages standing \
-    cancelling finished probes
+    cancelling finished probes memory_budget
     exhibits
     cli
     """.strip().splitlines()

@@ -69,6 +69,7 @@ def run(
     threads: Annotated[int | None, typer.Option(help="CPU threads; part of what makes numbers equal.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp32-fast, bf16, fp16.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages at a time.  [default: what fits here]")] = None,
+    max_memory: Annotated[float | None, typer.Option(min=0.1, help="GiB for all stages at a time.")] = None,
     executor: ExecutorOption = "local",
     log: Annotated[str | None, typer.Option(help="More observers, comma-separated, e.g. tensorboard.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
@@ -90,12 +91,13 @@ def run(
     if dry_run:
         progress.show_plan(_plan(request, store), as_json, jobs=jobs, probing=probing)
     else:
-        _answer(request, store, executor, jobs, parse_names(log) or (), as_json)
+        _answer(request, store, executor, jobs, max_memory, parse_names(log) or (), as_json)
 
 
 def _answer(
-    request: RunConfig, store: Path, executor: str, jobs: int | None, observers: tuple[str, ...], as_json: bool
-) -> None:
+    request: RunConfig, store: Path, executor: str, jobs: int | None, max_memory: float | None,
+    observers: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
     """Show the result of a request: of the run that has answered it already, or else of planning and running it."""
     from cfrbench import finished, registry
 
@@ -105,7 +107,9 @@ def _answer(
     if result is not None:
         _show_again(result, as_json)
         return
-    result = _execute(_plan(request, store), executor, jobs, observers, as_json)
+    planned = _plan(request, store)
+    side_by_side = _side_by_side(planned, executor, jobs, max_memory)
+    result = _execute(planned, executor, side_by_side, observers, as_json)
     if not result.failures:
         finished.remember(result.name, state, store)
     _show(result, as_json)
@@ -122,15 +126,26 @@ def _plan(request: RunConfig, store: Path) -> Plan:
         return sweep.plan(request, store, look)
 
 
-def _execute(planned: Plan, executor: str, jobs: int | None, observers: tuple[str, ...], as_json: bool) -> Result:
+def _side_by_side(planned: Plan, executor: str, jobs: int | None, max_memory: float | None) -> int:
+    """Stages at a time: as asked or as this machine has room for, fewer if they need more than ``max_memory`` GiB."""
+    from cfrbench import sweep
+
+    wanted = jobs or sweep.default_jobs(planned, executor)
+    if max_memory is None:
+        return wanted
+    from cfrbench.memory_budget import jobs_within
+
+    return jobs_within(planned, wanted, max_memory)
+
+
+def _execute(planned: Plan, executor: str, jobs: int, observers: tuple[str, ...], as_json: bool) -> Result:
     from cfrbench import sweep
     from cfrbench.cli import progress
 
     if not as_json:
         progress.header(planned.facts())
     with progress.watch(quiet=as_json) as observer:
-        side_by_side = jobs or sweep.default_jobs(planned, executor)
-        return sweep.execute(planned, executor=executor, jobs=side_by_side, observer=observer, observers=observers)
+        return sweep.execute(planned, executor=executor, jobs=jobs, observer=observer, observers=observers)
 
 
 def _show_again(result: Result, as_json: bool) -> None:
