@@ -94,7 +94,7 @@ def seconds_in_turns(*steps: Callable[[], None]) -> list[float]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_step(name: str) -> None:
+def test_step(name: str, record_property: Callable[[str, object], None]) -> None:
     plain, step = (stepper(method, HALVES.get(name, HALF)) for method in ("supervised", name))
     ideal = operations(step) / operations(plain)
     unit, taken = seconds_in_turns(plain, step)
@@ -103,4 +103,5 @@ def test_step(name: str) -> None:
         f"\n  {name}: {ratio:.2f} x supervised ({unit:.2f} s), ideal {ideal:.2f}, overhead {ratio / ideal:.2f}",
         end=" ",
     )
+    record_property(f"a step of {name} against supervised", f"{ratio:.2f} times as long, {ideal:.2f} by operations")
     assert ratio / ideal < BOUND

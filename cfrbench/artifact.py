@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cfrbench.contracts import StageTask
 
 MANIFEST, LOG = "manifest.json", "log.jsonl"
+#: the file of a finished scoring
+SCORES = "scores.parquet"
 #: events of a log that others look for: an attempt begins, says how many steps it has, fails
 BEGIN, LENGTH, FAILED = "begin", "length", "failed"
 

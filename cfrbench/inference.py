@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cfrbench.config import Triple
 from cfrbench.errors import ConfigError
 
 Box = tuple[slice, slice, slice]
+#: what scales features by statistics, its own or those of its input
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def window_starts(size: int, patch: int, stride: int) -> list[int]:
@@ -74,3 +78,39 @@ def _windows(volume: Tensor, patch: Triple, strides: Triple) -> list[Box]:
         for size, length, stride in zip(volume.shape, patch, strides, strict=True)
     ]
     return [(x, y, z) for x, y, z in product(*axes)]
+
+
+class Folded(nn.Module):
+    """A copy of a network that only predicts: batch norms are part of their convolutions, channels lie innermost."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """``(B, channels, H, W, D) -> (B, C, H, W, D)`` logits, those of the network up to rounding."""
+        logits: Tensor = self.network(image.contiguous(memory_format=torch.channels_last_3d))
+        return logits
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """Return a copy whose logits are equal up to rounding and take less time on a CPU (`benchmarks/README.md`).
+
+    Folded are batch norms with running statistics that follow a convolution in an `nn.Sequential`. A network with any
+    other normalisation is returned as it is: torch computes statistics of innermost channels less accurately.
+    """
+    copied = copy.deepcopy(network).eval()
+    for layers in [module for module in copied.modules() if isinstance(module, nn.Sequential)]:
+        for index, (layer, norm) in enumerate(pairwise(list(layers))):
+            if (isinstance(layer, nn.Conv3d | nn.ConvTranspose3d) and isinstance(norm, nn.BatchNorm3d)
+                    and norm.running_mean is not None):  # fmt: skip
+                transposed = isinstance(layer, nn.ConvTranspose3d)
+                layers[index] = fuse_conv_bn_eval(layer, norm, transpose=transposed)
+                layers[index + 1] = nn.Identity()
+    modules = list(copied.modules())
+    if any(isinstance(module, NORMS) for module in modules):
+        return network
+    for module in modules:
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+            module.to(memory_format=torch.channels_last_3d)
+    return Folded(copied)

@@ -75,7 +75,7 @@ def segment(network: nn.Module, bench: Bench, image: ImageFile) -> Any:
     """The uint8 label map ``(H, W, D)`` of one scan, on the scan's own voxels."""
     import torch
 
-    from cfrbench.pipeline import probabilities_of
+    from cfrbench.pipeline import for_prediction, probabilities_of
     from cfrbench.prepare import to_stored, to_working
     from cfrbench.volume import checked_volume
 
@@ -86,7 +86,8 @@ def segment(network: nn.Module, bench: Bench, image: ImageFile) -> Any:
         raise DataError(f"{image.path}: {error}") from error
     volume = checked_volume(str(image.path), torch.from_numpy(placed.image), None, classes, placed.spacing_mm)
     working = to_working(image.path.name, volume, bench.settings.grid, classes)
-    found = to_stored(probabilities_of(bench, network, working.image), volume.shape).numpy()
+    probabilities = probabilities_of(bench, for_prediction(bench, network), working.image)
+    found = to_stored(probabilities, volume.shape).numpy()
     return placed.placement.restored(found)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cfrbench import registry
+from cfrbench.artifact import SCORES as SCORES
 from cfrbench.cells import Cell as Cell
 from cfrbench.compute import HALF
 from cfrbench.config import RunConfig, Settings, Triple, digest, override, validate
@@ -25,7 +26,7 @@ from cfrbench.volume import Split
 STAGE_VERSIONS = {"tune": 1, "pseudo": 1, "train": 1, "predict": 1, "score": 1}
 
 #: files of finished stages
-WEIGHTS, WORKING, STORED, SCORES = "weights.safetensors", "working.npz", "labels.npz", "scores.parquet"
+WEIGHTS, WORKING, STORED = "weights.safetensors", "working.npz", "labels.npz"
 
 #: settings of training that only a guided one reads
 GUIDANCE = ("guidance_weight", "guidance_schedule")

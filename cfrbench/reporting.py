@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfrbench import sweep
+from cfrbench import results
+from cfrbench.cells import Cell
 from cfrbench.errors import StoreError
-from cfrbench.recipes import Cell
 from cfrbench.store import Store
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Remembered:
 
 def remember(reference: str, store: Path) -> Remembered:
     """The run called ``reference``, finished or not; UsageError if there is none, StoreError if no cell is."""
-    result = sweep.recall(reference, store)
+    result = results.recall(reference, store)
     if result.cases.empty:
         raise StoreError(f"The run {result.name} has no finished cell, so there is no table. Its command, given again, "
                          "goes on from what is there.")  # fmt: skip

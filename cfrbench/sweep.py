@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfrbench import registry
-from cfrbench.config import PRESET_WORDS, RunConfig, Settings, Triple, digest, read_toml, validate
+from cfrbench.config import PRESET_WORDS, RunConfig, Settings, Triple, digest, validate
 from cfrbench.contracts import Executor, StageTask
-from cfrbench.errors import CfrbenchError, Skipped, UsageError
+from cfrbench.errors import CfrbenchError, Skipped
 from cfrbench.matrix import Repeat, cells_of, labelled_total, repeats_of, split_facts, split_words
 from cfrbench.prepared.leaks import SIGNATURES, Looking, refuse_leaks, unseen
-from cfrbench.recipes import SCORES, Cell, Study, study_of, with_data_root
+from cfrbench.recipes import Cell, Study, study_of, with_data_root
+from cfrbench.results import Result as Result
+from cfrbench.results import gather_cases as gather_cases
+from cfrbench.results import of_record
+from cfrbench.results import read_config as read_config
+from cfrbench.results import recall as recall
 from cfrbench.store import Store
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from cfrbench.forecast import Rates
 
 #: memory, and GPU memory, of a stage of which nothing is known yet: LiteMedSAM and small volumes, or SAM ViT-B at 1024
@@ -41,38 +44,6 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """What the record of the run and its tables say about it."""
         return facts(self.study, self.repeats or repeats_of(self.study))
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run. ``cases`` holds one row per case, class and metric; `table` is its summary."""
-
-    name: str
-    config: RunConfig
-    cases: pd.DataFrame
-    trained: int
-    reused: int
-    seconds: float
-    failures: dict[str, str]
-    facts: dict[str, Any]
-
-    def table(self) -> pd.DataFrame:
-        """One row per method, variant and budget: means over cases and seeds, spreads, counts of empty masks."""
-        from cfrbench.report import frames
-
-        return frames.summary(self.cases, self.config.ssl)
-
-    def as_json(self) -> dict[str, Any]:
-        """The object `--json` prints."""
-        from cfrbench.report import frames
-
-        return {
-            "rows": frames.json_rows(self.table(), self.facts["unit"]),
-            "splits": self.facts.get("splits", []),
-            "stages": {"trained": self.trained, "reused": self.reused},
-            "seconds": round(self.seconds, 3),
-            "failures": self.failures,
-        }
 
 
 def run(
@@ -183,7 +154,7 @@ def execute(
     finally:
         if observer is not None:
             registry.WATCHERS.unregister(observer)
-    return _result(planned.name, record, Store(planned.store))
+    return of_record(planned.name, record, Store(planned.store))
 
 
 def _runner(planned: Plan, executor: str, jobs: int, observers: tuple[str, ...]) -> Executor:
@@ -261,34 +232,6 @@ def _record(
     return record
 
 
-def _result(name: str, record: dict[str, Any], home: Store) -> Result:
-    config = validate(RunConfig, record["config"], f"the record of {name}")
-    return Result(name, config, gather_cases(record, home), record["trained"], record["reused"], record["seconds"],
-                  record["failures"], record["facts"])  # fmt: skip
-
-
-def gather_cases(record: dict[str, Any], home: Store) -> pd.DataFrame:
-    """The tidy frame of a record's finished cells (columns in `cfrbench.report.frames`)."""
-    import pandas as pd
-
-    from cfrbench.formats import read_table
-    from cfrbench.report import frames
-
-    parts = []
-    for cell in record["cells"]:
-        artifact = home.find_verified("score", cell["score"])
-        if artifact is not None:
-            parts.append(frames.tidy(read_table(artifact.path(SCORES)), record["names"] | cell))
-    return pd.concat(parts, ignore_index=True) if parts else frames.nothing()
-
-
-def recall(reference: str, store: Path) -> Result:
-    """A finished run from its record and stored scores; neither data nor plug-ins are needed."""
-    home = Store(store)
-    record = home.run(reference)
-    return _result(record["name"], record, home)
-
-
 def facts(study: Study, repeats: Sequence[Repeat]) -> dict[str, Any]:
     """What a table must say about itself: data set, split, preset, protocol, notes of the weights."""
     config, settings = study.config, study.settings
@@ -333,18 +276,6 @@ def protocol(settings: Settings, crop: Triple | None = None) -> dict[str, str]:
         "postprocess": f"post-processing: {scoring.postprocess}",
         "precision": settings.compute.precision,
     }
-
-
-def read_config(reference: str, store: Path) -> RunConfig:
-    """A RunConfig from a TOML file, or from the record of a finished run."""
-    path = Path(reference)
-    if path.suffix == ".toml" or path.is_file():
-        return read_toml(path)
-    record = Store(store).run(reference)
-    if "ablation" in record["facts"]:
-        raise UsageError(f"{record['name']} is an ablation: several requests in one. Give `cfrbench ablate "
-                         f"{record['facts']['ablation']['kind']}` with its options again.")  # fmt: skip
-    return validate(RunConfig, record["config"], f"the record of {reference}")
 
 
 def referenced(home: Store) -> set[str]:

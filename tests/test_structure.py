@@ -33,12 +33,13 @@ FLOORS = [
     pipeline
     artifact leases published
     store report
+    results
     recipes matrix agenda following
     stages
     sweep ablation forecast sharing
     reporting comparing explanation diagnosis prediction evaluation cleaning montage parameters catalogue exhibition \
     cards archive pages standing \
-    cancelling
+    cancelling finished probes memory_budget
     exhibits
     cli
     """.strip().splitlines()

@@ -169,7 +169,7 @@ def _execute(planned: AblationPlan, executor: str, jobs: int | None, folder: Pat
 
     exhibition.make_folder(folder)
     if not as_json:
-        progress.header(planned)
+        progress.header(planned.facts())
         _say_refused(planned)
     with progress.watch(quiet=as_json) as observer:
         side_by_side = jobs or sweep.default_jobs(planned, executor)

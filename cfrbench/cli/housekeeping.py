@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cfrbench.cli import app
 from cfrbench.cli.common import DEFAULT_STORE, ChoiceOption, FoldOption, JsonOption, StoreOption
+
+if TYPE_CHECKING:
+    from cfrbench.diagnosis import Finding
 
 
 @app.command(epilog="Example:  cfrbench explain latest --ssl mt --labels 1 --variant cfr")
@@ -32,19 +37,31 @@ def explain(
         typer.echo(line)
 
 
-@app.command(epilog="Example:  cfrbench doctor")
-def doctor(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+@app.command(epilog="Examples:  cfrbench doctor;  cfrbench doctor --bench")
+def doctor(
+    bench: Annotated[bool, typer.Option("--bench", help="Also measure: speeds, what presets take; a minute.")] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
     """Check this machine: packages, devices, precision, memory, store, weights."""
     from cfrbench.diagnosis import findings
 
-    found = findings(store)
+    found: list[Finding] = []
+    for finding in itertools.chain(findings(store), _measured() if bench else ()):
+        found.append(finding)
+        if not as_json:
+            mark, colour = ("ok  ", None) if finding.ok else ("LOOK", "yellow")
+            typer.secho(f"{mark}  {finding.what}: {finding.detail}", fg=colour)
     if as_json:
         typer.echo(json.dumps([{"what": f.what, "ok": f.ok, "detail": f.detail} for f in found]))
-    else:
-        for f in found:
-            typer.secho(f"{'ok  ' if f.ok else 'LOOK'}  {f.what}: {f.detail}", fg=None if f.ok else "yellow")
     if not all(f.ok for f in found):
         raise typer.Exit(1)
+
+
+def _measured() -> Iterator[Finding]:
+    from cfrbench import probes
+
+    yield from probes.findings()
 
 
 @app.command(epilog="Example:  cfrbench clean --yes")

@@ -26,7 +26,8 @@ from cfrbench.hookspecs import LOST, hookimpl
 
 if TYPE_CHECKING:
     from cfrbench.contracts import StageTask
-    from cfrbench.sweep import Plan, Result
+    from cfrbench.results import Result
+    from cfrbench.sweep import Plan
 
 
 class Remarks:
@@ -219,7 +220,7 @@ def show_plan(plan: Plan, as_json: bool, *, jobs: int | None = None, probing: bo
         typer.echo(json.dumps({"cells": len(plan.chains), "todo": stages, "reused": plan.reused,
                                "forecast": asdict(cost)}))  # fmt: skip
         return
-    header(plan)
+    header(plan.facts())
     typer.echo(f"{len(plan.chains)} cells, {len(plan.todo)} stages to run, {plan.reused} reused")
     for task in plan.todo:
         typer.echo(f"  {task.stage:<8} {task.key[:12]}  {task.title}")
@@ -227,9 +228,8 @@ def show_plan(plan: Plan, as_json: bool, *, jobs: int | None = None, probing: bo
         typer.echo(forecast.sentence(cost, len(plan.todo)))
 
 
-def header(plan: Plan) -> None:
-    """One line each for preset, data and split; to standard error."""
-    about = plan.facts()
+def header(about: Mapping[str, Any]) -> None:
+    """One line each for preset, data and split, from the facts of a run; to standard error."""
     what = f"{about['title']} (synthetic)" if about["synthetic"] else about["title"]
     counts = f"{about['train_cases']} training, {about['test_cases']} test cases"
     typer.echo(f"preset {about['preset']}: {about['preset_words']}", err=True)

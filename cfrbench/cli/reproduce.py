@@ -157,7 +157,7 @@ def _say(exhibit: Exhibit) -> None:
 
     typer.echo(f"{exhibit.recipe.title}. {exhibit.recipe.about}", err=True)
     for plan in exhibit.planned:
-        progress.header(plan)
+        progress.header(plan.facts())
     for note in dict.fromkeys(note for part in exhibit.parts for note in part.notes):
         typer.echo(note, err=True)
     for missing in exhibit.missing:

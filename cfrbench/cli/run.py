@@ -21,6 +21,7 @@ from cfrbench.cli.common import (
 from cfrbench.config import PresetName, RunConfig, validate
 
 if TYPE_CHECKING:
+    from cfrbench.results import Result
     from cfrbench.sweep import Plan
 
 EXAMPLES = """
@@ -68,6 +69,7 @@ def run(
     threads: Annotated[int | None, typer.Option(help="CPU threads; part of what makes numbers equal.")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, fp32-fast, bf16, fp16.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Stages at a time.  [default: what fits here]")] = None,
+    max_memory: Annotated[float | None, typer.Option(min=0.1, help="GiB for all stages at a time.")] = None,
     executor: ExecutorOption = "local",
     log: Annotated[str | None, typer.Option(help="More observers, comma-separated, e.g. tensorboard.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, run nothing.")] = False,
@@ -75,10 +77,10 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """Train every method with and without CFR guidance at every budget, and print the table of gains."""
-    from cfrbench import sweep
+    from cfrbench import results
     from cfrbench.cli import progress
 
-    request = _request(sweep.read_config(config, store) if config else RunConfig(), ssl=parse_names(ssl),
+    request = _request(results.read_config(config, store) if config else RunConfig(), ssl=parse_names(ssl),
                        labels=parse_labels(labels), dataset=dataset, concat=concat, tune=tune, model=model, net=net,
                        preset=preset, seeds=parse_seeds(seeds, seed_list), folds=folds, fold_seed=fold_seed,
                        label_seeds=parse_seeds(label_seeds, None), baseline=False if no_baseline else None,
@@ -86,11 +88,33 @@ def run(
                        set={**parse_set(set_), "pseudo.mode": pseudo, "training.guidance_weight": guidance_weight,
                             "scoring.backend": scoring, "compute.device": device, "compute.threads": threads,
                             "compute.precision": precision})  # fmt: skip
-    planned = _plan(request, store)
     if dry_run:
-        progress.show_plan(planned, as_json, jobs=jobs, probing=probing)
+        progress.show_plan(_plan(request, store), as_json, jobs=jobs, probing=probing)
     else:
-        _execute(planned, executor, jobs, parse_names(log) or (), as_json)
+        _answer(request, store, executor, jobs, max_memory, parse_names(log) or (), as_json)
+
+
+def _answer(
+    request: RunConfig, store: Path, executor: str, jobs: int | None, max_memory: float | None,
+    observers: tuple[str, ...], as_json: bool,
+) -> None:  # fmt: skip
+    """Show the result of a request: of the run that has answered it already, or else of planning and running it."""
+    from cfrbench import finished, registry
+
+    registry.find("executor", executor)
+    state = finished.state_of(request, store)
+    result = None if observers else finished.recall(state, store)
+    if result is not None:
+        _show_again(result, as_json)
+        return
+    planned = _plan(request, store)
+    side_by_side = _side_by_side(planned, executor, jobs, max_memory)
+    result = _execute(planned, executor, side_by_side, observers, as_json)
+    if not result.failures:
+        finished.remember(result.name, state, store)
+    _show(result, as_json)
+    if result.failures:
+        raise typer.Exit(1)
 
 
 def _plan(request: RunConfig, store: Path) -> Plan:
@@ -102,21 +126,44 @@ def _plan(request: RunConfig, store: Path) -> Plan:
         return sweep.plan(request, store, look)
 
 
-def _execute(planned: Plan, executor: str, jobs: int | None, observers: tuple[str, ...], as_json: bool) -> None:
+def _side_by_side(planned: Plan, executor: str, jobs: int | None, max_memory: float | None) -> int:
+    """Stages at a time: as asked or as this machine has room for, fewer if they need more than ``max_memory`` GiB."""
+    from cfrbench import sweep
+
+    wanted = jobs or sweep.default_jobs(planned, executor)
+    if max_memory is None:
+        return wanted
+    from cfrbench.memory_budget import jobs_within
+
+    return jobs_within(planned, wanted, max_memory)
+
+
+def _execute(planned: Plan, executor: str, jobs: int, observers: tuple[str, ...], as_json: bool) -> Result:
     from cfrbench import sweep
     from cfrbench.cli import progress
 
     if not as_json:
-        progress.header(planned)
+        progress.header(planned.facts())
     with progress.watch(quiet=as_json) as observer:
-        side_by_side = jobs or sweep.default_jobs(planned, executor)
-        result = sweep.execute(planned, executor=executor, jobs=side_by_side, observer=observer, observers=observers)
+        return sweep.execute(planned, executor=executor, jobs=jobs, observer=observer, observers=observers)
+
+
+def _show_again(result: Result, as_json: bool) -> None:
+    from cfrbench.cli import progress
+
+    if not as_json:
+        progress.header(result.facts)
+        typer.echo(f"0 stages to run, {result.reused} reused", err=True)
+    _show(result, as_json)
+
+
+def _show(result: Result, as_json: bool) -> None:
+    from cfrbench.cli import progress
+
     if as_json:
         typer.echo(json.dumps(result.as_json(), allow_nan=False))
     else:
         progress.show_result(result)
-    if result.failures:
-        raise typer.Exit(1)
 
 
 def _request(start: RunConfig, **asked: Any) -> RunConfig:

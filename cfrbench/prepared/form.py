@@ -28,6 +28,8 @@ from cfrbench.scan_steps import Placement, ScanSteps, Spacing
 FORMAT = 1
 MANIFEST, SIGNATURES, CASES = "prepared.json", "signatures.npy", "cases"
 CASE, IMAGE, LABEL = "case.json", "image.npy", "label.npy"
+#: where a store keeps the sets that were imported into it, one folder a name
+DATASETS = "datasets"
 
 Row = tuple[float, float, float, float]
 Affine = tuple[Row, Row, Row, Row]

@@ -14,13 +14,11 @@ from pydantic import Field
 from cfrbench.config import Frozen
 from cfrbench.contracts import DataSource
 from cfrbench.errors import DataError
+from cfrbench.prepared.form import DATASETS as DATASETS
 from cfrbench.prepared.form import MANIFEST, SetRecord
 from cfrbench.prepared.reading import PreparedSet
 from cfrbench.scan_steps import ScanSteps
 from cfrbench.volume import Split, Volume, checked_volume
-
-#: where a store keeps the sets that were imported into it, one folder a name
-DATASETS = "datasets"
 
 
 def imported_folder(store: Path, name: str) -> Path:
