@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,9 +82,13 @@ def params(
     as_json: JsonOption = False,
 ) -> None:
     """Count the parameters of each fine-tuner: in all, flagged trainable, reached by a gradient. Needs no weights."""
-    from cfrbench.parameters import count_tuners
+    gc.disable()  # models of shapes alone are many small objects: looking through them for cycles takes a sixth
+    try:
+        from cfrbench.parameters import count_tuners
 
-    rows = count_tuners(name, parse_names(tune) or (), input_size, classes)
+        rows = count_tuners(name, parse_names(tune) or (), input_size, classes)
+    finally:
+        gc.enable()
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows]))
         return
