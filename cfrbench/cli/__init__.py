@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Annotated
@@ -81,3 +82,5 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.secho("Stopped.", err=True)
         sys.exit(130)
+    finally:
+        gc.freeze()  # at its end Python would search all that torch has made for cycles: up to two seconds
