@@ -10,11 +10,10 @@ from cfrbench.config import Settings
 from cfrbench.contracts import StageTask
 from cfrbench.errors import UsageError
 from cfrbench.forecast import Cost, Rates
-from cfrbench.headroom import labelling_advice, tuning_advice
+from cfrbench.headroom import labelling_advice, prediction_advice, training_advice, tuning_advice
+from cfrbench.sharing import MIB, side_by_side
 from cfrbench.store import Store
 from cfrbench.sweep import JOB_GIB, Plan
-
-MIB = 1024
 
 
 def jobs_within(planned: Plan, jobs: int, gib: float) -> int:
@@ -29,11 +28,9 @@ def jobs_within(planned: Plan, jobs: int, gib: float) -> int:
     for stage, cost in costs:
         if cost is not None and cost.peak_mib > MIB * gib:
             raise UsageError(_refusal(planned, stage, cost, gib))
-    guess = min(gib, JOB_GIB.get(planned.study.config.preset, 1.0))
-    needs = sorted((cost.peak_mib / MIB if cost else guess for _, cost in costs), reverse=True)
-    while jobs > 1 and sum(needs[:jobs]) > gib:
-        jobs -= 1
-    return jobs
+    guess_mib = MIB * min(gib, JOB_GIB.get(planned.study.config.preset, 1.0))
+    needs_mib = [cost.peak_mib if cost else guess_mib for _, cost in costs]
+    return min(jobs, side_by_side(needs_mib, MIB * gib, margin=0.0))
 
 
 def _refusal(planned: Plan, stage: StageTask, cost: Cost, gib: float) -> str:
@@ -50,8 +47,4 @@ def advice(stage: str, settings: Settings, model: str, options: object) -> str:
         return tuning_advice(settings, model, options)
     if stage == "pseudo":
         return labelling_advice(settings, model, options)
-    half = "" if settings.compute.precision in ("bf16", "fp16") else "--precision bf16, "
-    if stage == "train":
-        return (f"Lower the need of a training step: {half}--set training.unlabelled_batch=1, "
-                "a smaller --set training.patch=..., or --set grid.downsample=2.")  # fmt: skip
-    return f"Lower the need of prediction: {half}a smaller --set training.patch=..., or --set grid.downsample=2."
+    return training_advice(settings) if stage == "train" else prediction_advice(settings)

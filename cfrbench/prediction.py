@@ -61,8 +61,11 @@ def predict_files(
     network: nn.Module, bench: Bench, source: Path, output: Path, on_file: Callable[[Path], None] | None = None
 ) -> list[Path]:
     """Segment a scan or a folder of scans; each mask has the shape, affine and orientation of its scan."""
+    from cfrbench.pipeline import for_prediction
+
     files = find_images(source)
     targets = _targets(files, source, output)
+    network = for_prediction(bench, network)
     for file, target in zip(files, targets, strict=True):
         image = read_image(file, bench.source.axcodes)
         write_label(target, segment(network, bench, image), image)
@@ -75,7 +78,7 @@ def segment(network: nn.Module, bench: Bench, image: ImageFile) -> Any:
     """The uint8 label map ``(H, W, D)`` of one scan, on the scan's own voxels."""
     import torch
 
-    from cfrbench.pipeline import for_prediction, probabilities_of
+    from cfrbench.pipeline import probabilities_of
     from cfrbench.prepare import to_stored, to_working
     from cfrbench.volume import checked_volume
 
@@ -86,8 +89,7 @@ def segment(network: nn.Module, bench: Bench, image: ImageFile) -> Any:
         raise DataError(f"{image.path}: {error}") from error
     volume = checked_volume(str(image.path), torch.from_numpy(placed.image), None, classes, placed.spacing_mm)
     working = to_working(image.path.name, volume, bench.settings.grid, classes)
-    probabilities = probabilities_of(bench, for_prediction(bench, network), working.image)
-    found = to_stored(probabilities, volume.shape).numpy()
+    found = to_stored(probabilities_of(bench, network, working.image), volume.shape).numpy()
     return placed.placement.restored(found)
 
 

@@ -17,13 +17,16 @@ CONTEXT_MIB = 600.0
 MIB = 1024.0
 
 
-def side_by_side(peaks_mib: Iterable[float], room_mib: float, *, beside_mib: float = 0.0) -> int:
+def side_by_side(
+    peaks_mib: Iterable[float], room_mib: float, *, beside_mib: float = 0.0, margin: float = MARGIN
+) -> int:
     """How many stages of these ``peaks_mib`` run at a time in ``room_mib``, whichever meet; at least 1.
 
-    The largest are taken to meet. ``beside_mib``: what each process takes beside its peak. `MARGIN` is left free.
+    The largest are taken to meet. ``beside_mib``: what each process takes beside its peak. margin: the share
+    of the room that is left free.
     """
     needs = accumulate(peak + beside_mib for peak in sorted(peaks_mib, reverse=True))
-    return max(1, sum(need <= room_mib * (1 - MARGIN) for need in needs))
+    return max(1, sum(need <= room_mib * (1 - margin) for need in needs))
 
 
 def jobs_here(
