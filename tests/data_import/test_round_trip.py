@@ -10,11 +10,14 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from torch import nn
 
 from cfrbench import prediction
+from cfrbench.compute import Compute
 from cfrbench.prepared import label_maps
 from cfrbench.prepared.form import SetRecord
 from cfrbench.prepared.pair_reader import Reading, read_pair
@@ -89,9 +92,9 @@ def test_a_prediction_lies_on_its_scan(
     scan, mask = tmp_path / "scan.nii", tmp_path / "mask.nii"
     save(scan, voxels, affine)
     mask.unlink(missing_ok=True)
-    bench: Any = SimpleNamespace(source=SimpleNamespace(axcodes="RAS"))
+    bench: Any = SimpleNamespace(source=SimpleNamespace(axcodes="RAS"), compute=Compute(torch.device("cpu"), "fp32"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prediction, "segment", lambda network, bench, image: image.array.astype(np.uint8))
-        prediction.predict_files(None, bench, scan, mask)  # type: ignore[arg-type]
+        prediction.predict_files(nn.Identity(), bench, scan, mask)
     np.testing.assert_array_equal(voxels_of(mask), voxels_of(scan))
     assert nib.load(mask).affine.tobytes() == nib.load(scan).affine.tobytes()
