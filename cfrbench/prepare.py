@@ -78,13 +78,26 @@ def to_stored(probabilities: Tensor, shape: Triple) -> Tensor:
     return class_map(probabilities.unsqueeze(0))[0]
 
 
+@dataclass(frozen=True)
+class Truth:
+    """What a prediction is scored against: ``(H, W, D)`` uint8 on the stored grid, and the sides of its voxels."""
+
+    label: Tensor
+    spacing_mm: tuple[float, float, float]
+
+
+#: bytes of stored labels that a process keeps, because every method is scored on the same cases; 200 of LA's
+KEPT_TRUTHS = 512 * 2**20
+
+
 @dataclass
 class Library:
-    """Working volumes of one data source, each read once per process."""
+    """Working volumes and stored labels of one data source, each read once per process."""
 
     source: DataSource
     grid: GridSection
     _cases: dict[str, WorkingCase] = field(default_factory=dict)
+    _truths: dict[str, Truth] = field(default_factory=dict)
 
     def __getitem__(self, case: str) -> WorkingCase:
         if case not in self._cases:
@@ -94,7 +107,7 @@ class Library:
 
     def share(self, other: Library) -> None:
         """Take over volumes that another library of the same source and grid has decoded."""
-        self._cases = other._cases
+        self._cases, self._truths = other._cases, other._truths
 
     def labelled(self, case: str) -> WorkingCase:
         """The case with its label; DataError if it has none."""
@@ -108,9 +121,15 @@ class Library:
         """The working image alone: the only door to unlabelled cases that training has."""
         return self[case].image
 
-    def truth(self, case: str) -> Volume:
-        """The stored volume for scoring; DataError without a label. Evaluation only: training never calls this."""
+    def truth(self, case: str) -> Truth:
+        """The stored label for scoring; DataError without one. Evaluation only: training never calls this."""
+        if case in self._truths:
+            return self._truths[case]
         volume = self.source.load(case)
         if volume.label is None:
             raise DataError(f"The case {case} of {self.source.title} has no label to score against.")
-        return volume
+        truth = Truth(volume.label, volume.spacing_mm)
+        # Beyond the bound the first ones are kept, not the last: cases come in the same order every time.
+        if sum(kept.label.nbytes for kept in self._truths.values()) + truth.label.nbytes <= KEPT_TRUTHS:
+            self._truths[case] = truth
+        return truth
