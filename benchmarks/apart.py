@@ -31,8 +31,11 @@ def measured(module: str, variant: str, arguments: Iterable[object] = (), *, set
     return row
 
 
-def beside(plain: Row, fast: Row) -> str:
-    """Both times and their ratio, on the wall and of the processor, whose ratio other processes disturb least."""
+def beside(plain: Row, fast: Row, what: str = "") -> str:
+    """Both times and their ratio, on the wall and of the processor, whose ratio other processes disturb least.
+
+    what: the prefix of the names of those times, if a row has several.
+    """
     wall, processor = (f"{plain[name]:.1f} / {fast[name]:.1f} {unit} = {plain[name] / fast[name]:.2f}x"
-                       for name, unit in (("seconds", "s"), ("cpu_seconds", "CPU s")))  # fmt: skip
+                       for name, unit in ((f"{what}seconds", "s"), (f"{what}cpu_seconds", "CPU s")))  # fmt: skip
     return f"{wall}; {processor}"

@@ -101,22 +101,29 @@ class Official(Step):
         super().__init__(list(self.student.parameters()), [self.student.net, self.teacher.net])
 
     def losses(self, step: int) -> Tensor:
+        return self.losses_and_logits(step)[0]
+
+    def losses_and_logits(self, step: int) -> tuple[Tensor, Tensor]:
         logits = self.student(self.image)[0]
         noise = torch.clamp(torch.randn_like(self.image) * 0.1, -0.2, 0.2)
         with torch.no_grad():
             taught = self.teacher(self.image + noise)[0]
         probabilities = F.softmax(logits, dim=1)
-        entropy = F.cross_entropy(logits[:HALF], self.label)
-        supervised = 0.5 * (entropy + official_dice(F.softmax(logits[:HALF], dim=1), self.label))
+        supervised = official_ce_dice(logits[:HALF], self.label)
         # Class maps for pictures, of labelled and unlabelled crops; nothing reads them in most steps.
         torch.argmax(probabilities[:HALF], dim=1), torch.argmax(probabilities[HALF:], dim=1)
         consistency = ((F.softmax(logits, dim=1) - F.softmax(taught, dim=1)) ** 2).mean()
-        return supervised + consistency_weight(step, 0.1, 40, 150) * consistency
+        return supervised + consistency_weight(step, 0.1, 40, 150) * consistency, logits
 
     def after_update(self, step: int) -> None:
         decay = ema_decay(step, 0.99)
         for average, current in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             average.data.mul_(decay).add_(current.data, alpha=1 - decay)
+
+
+def official_ce_dice(logits: Tensor, label: Tensor) -> Tensor:
+    """Half of cross-entropy and of Dice."""
+    return 0.5 * (F.cross_entropy(logits, label) + official_dice(F.softmax(logits, dim=1), label))
 
 
 def official_dice(probabilities: Tensor, label: Tensor) -> Tensor:
@@ -168,11 +175,15 @@ class Ours(Step):
 
 
 def measure(variant: str, sides: Sides, steps: int) -> dict[str, float]:
+    """The figures of one variant of the step."""
+    return figures(Official(sides) if variant.startswith("official") else Ours(sides, variant), steps)
+
+
+def figures(way: Step, steps: int) -> dict[str, float]:
     """Take one step without dropout, then ``steps`` as in training."""
     torch.set_num_threads(ComputeSection().threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    way = Official(sides) if variant.startswith("official") else Ours(sides, variant)
     found: dict[str, float] = {}
     walls, processor = [], []
     for index in range(steps + 1):

@@ -2,27 +2,45 @@
 
     python -m benchmarks.vit_step official|fp32|bf16|recompute SIZE STEPS
 
-prints one JSON object: seconds and processor seconds of the last step, peak memory of the process, loss and gradient.
-The weights are functions of their names, so that every variant starts from the same model.
+prints one JSON object: median seconds and processor seconds of STEPS steps and of as many forward passes, each after
+one that is not counted, peak memory of the process, loss and gradient of the first step. The weights are functions of
+their names, so that every variant starts from the same model.
 """
 
 from __future__ import annotations
 
 import json
-import resource
+import statistics
 import sys
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from cfrbench.machine import keep_freed_memory, peak_mib
+
+if __name__ == "__main__" and sys.argv[1] != "official":
+    keep_freed_memory()  # as the command line does, before torch makes its first tensor
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cfrbench.config import ComputeSection
+
 MASKS, RANK = 2, 4
-Loss = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of fine-tuning and of labelling: images ``(B, 3, S, S)`` to logits ``(B, C, S, S)``."""
+
+    logits: Callable[[Tensor], Tensor]
+    loss: Callable[[Tensor], Tensor]
+    parameters: list[nn.Parameter]
+    merge: Callable[[], object] = lambda: None  # before it labels
 
 
 def drawn(name: str, shape: torch.Size) -> Tensor:
@@ -64,7 +82,7 @@ class OfficialLora(nn.Module):
         return out
 
 
-def official(size: int) -> tuple[Loss, list[nn.Parameter]]:
+def official(size: int) -> Way:
     """The package's classes in single precision, the loss of CFR at full resolution."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
 
@@ -85,17 +103,18 @@ def official(size: int) -> tuple[Loss, list[nn.Parameter]]:
         for part in ("a_q", "b_q", "a_v", "b_v"):
             weight = block.attn.qkv.get_parameter(f"{part}.weight")
             weight.data = drawn(f"{index}.{part}", weight.shape)
-    image, label = data(size)
+    label = data(size)[1]
 
-    def loss() -> Tensor:
+    def logits(image: Tensor) -> Tensor:
         sparse, dense = prompts(points=None, boxes=None, masks=None)
         low, _ = decoder.predict_masks(
             image_embeddings=encoder(image), image_pe=prompts.get_dense_pe(), sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
         )  # fmt: skip
-        return official_loss(F.interpolate(low, (size, size), mode="bilinear", align_corners=False), label.long())
+        return F.interpolate(low, (size, size), mode="bilinear", align_corners=False)
 
-    return loss, [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return Way(logits, lambda found: official_loss(found, label.long()), trained)
 
 
 def official_loss(logits: Tensor, label: Tensor) -> Tensor:
@@ -114,32 +133,41 @@ def official_loss(logits: Tensor, label: Tensor) -> Tensor:
 # ours
 
 
-def ours(size: int, *, half: bool = False, recompute: bool = False) -> tuple[Loss, list[nn.Parameter]]:
-    """The same step as `cfrbench` takes it."""
+def adapted(size: int, recompute: bool = False) -> tuple[Any, Any, Any, list[nn.Parameter]]:
+    """SAM ViT-B, its architecture with LoRA in it, the fine-tuner, and what trains."""
     from cfrbench import registry
-    from cfrbench.lean import halve_frozen
-    from cfrbench.losses import ce_dice
-    from cfrbench.tuning import CanvasSegmenter
 
-    foundation = registry.load("model", "sam-vit-b")
-    model = foundation(foundation.Config(input_size=size, recompute=recompute)).architecture(MASKS)
+    plugin = registry.load("model", "sam-vit-b")
+    foundation = plugin(plugin.Config(input_size=size, recompute=recompute))
+    model = foundation.architecture(MASKS)
     fill(model)
-    parameters = registry.load("tune", "lora")().adapt(model)
+    tuner = registry.load("tune", "lora")()
+    parameters = tuner.adapt(model)
     names = {"q_proj.lora_A": "a_q", "q_proj.lora_B": "b_q", "v_proj.lora_A": "a_v", "v_proj.lora_B": "b_v"}
     for name, parameter in model.named_parameters():
         if part := next((short for long, short in names.items() if long in name), None):
             parameter.data = drawn(f"{name.split('.')[2]}.{part}", parameter.shape)
+    return foundation, model, tuner, parameters
+
+
+def ours(size: int, *, half: bool = False, recompute: bool = False) -> Way:
+    """The same step as `cfrbench` takes it."""
+    from cfrbench.lean import halve_frozen
+    from cfrbench.losses import ce_dice
+    from cfrbench.tuning import CanvasSegmenter
+
+    _, model, tuner, parameters = adapted(size, recompute)
     if half:
         halve_frozen(model.image_encoder, torch.bfloat16)
     network = CanvasSegmenter(model, size)
-    image, label = data(size)
+    label = data(size)[1]
 
-    def loss() -> Tensor:
+    def logits(image: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits = network(image[:, 0])
-        return ce_dice(logits, label, smooth=1e-10)
+            found: Tensor = network(image[:, 0])
+        return found
 
-    return loss, parameters
+    return Way(logits, lambda found: ce_dice(found, label, smooth=1e-10), parameters, lambda: tuner.merge(model))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,7 +182,7 @@ def fill(model: nn.Module) -> None:
     table.copy_(50 * drawn("table", table.shape))
 
 
-VARIANTS: dict[str, Callable[[int], tuple[Loss, list[nn.Parameter]]]] = {
+VARIANTS: dict[str, Callable[[int], Way]] = {
     "official": official,
     "fp32": ours,
     "bf16": partial(ours, half=True),
@@ -163,23 +191,41 @@ VARIANTS: dict[str, Callable[[int], tuple[Loss, list[nn.Parameter]]]] = {
 
 
 def measure(variant: str, size: int, steps: int) -> dict[str, float]:
-    """Take ``steps`` AdamW steps; times are of the last one, loss and gradient of the first."""
+    """Take AdamW steps, then label; the first of each warms up memory and is not counted."""
+    torch.set_num_threads(ComputeSection().threads)
     torch.manual_seed(0)
-    loss, parameters = VARIANTS[variant](size)
-    optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1, foreach=False)
+    way = VARIANTS[variant](size)
+    image = data(size)[0]
+    optimiser = torch.optim.AdamW(way.parameters, lr=1e-3, weight_decay=0.1, foreach=False)
     found: dict[str, float] = {}
-    for step in range(steps):
-        began, worked = time.perf_counter(), time.process_time()
+
+    def step() -> None:
         optimiser.zero_grad(set_to_none=True)
-        value = loss()
+        value = way.loss(way.logits(image))
         value.backward()  # type: ignore[no-untyped-call]
-        if step == 0:
-            gradients = [p.grad.float().norm() for p in parameters if p.grad is not None]
-            found |= {"loss": float(value.detach()), "gradient": float(torch.stack(gradients).norm())}
+        if not found:
+            gradients = [p.grad.float().norm() for p in way.parameters if p.grad is not None]
+            found.update(loss=float(value.detach()), gradient=float(torch.stack(gradients).norm()))
         optimiser.step()
-        found |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - worked}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return found | {"peak_mib": peak}
+
+    seconds, cpu_seconds = timed(step, steps)
+    found |= {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib()}
+    optimiser.zero_grad(set_to_none=True)
+    way.merge()
+    with torch.inference_mode():
+        forward, cpu_forward = timed(lambda: way.logits(image), steps)
+    return found | {"forward_seconds": forward, "forward_cpu_seconds": cpu_forward}
+
+
+def timed(work: Callable[[], object], times: int) -> tuple[float, float]:
+    """Median seconds and processor seconds of all but the first of ``times + 1`` calls."""
+    walls, processor = [], []
+    for _ in range(times + 1):
+        began, worked = time.perf_counter(), time.process_time()
+        work()
+        walls.append(time.perf_counter() - began)
+        processor.append(time.process_time() - worked)
+    return statistics.median(walls[1:]), statistics.median(processor[1:])
 
 
 if __name__ == "__main__":
