@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cfrbench.batch_norm import is_exact_channels_last
 from cfrbench.config import ComputeSection
 from cfrbench.errors import ConfigError
 from cfrbench.machine import computes_bf16, peak_mib
@@ -37,7 +38,7 @@ class Compute:
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network here, its 3D convolution weights in the memory order this precision is fastest with."""
         network = network.to(self.device)
-        if self.channels_last:
+        if self.channels_last or (self.device.type == "cpu" and is_exact_channels_last(network)):
             for module in network.modules():
                 if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
                     module.to(memory_format=torch.channels_last_3d)
@@ -56,7 +57,7 @@ class Compute:
 
     @property
     def channels_last(self) -> bool:
-        # Plain fp32 stays contiguous: torch's channels-last batch norm is 4-5 times less accurate (docs/protocol.md).
+        # Plain fp32 asks each network: torch's own norms are less accurate channels last (docs/protocol.md).
         return self.precision != "fp32"
 
 

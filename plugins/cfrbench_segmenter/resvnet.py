@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfrbench.backbone import Backbone, Conv3d
+from cfrbench.batch_norm import BatchNorm3d
 from cfrbench.config import Frozen
 from cfrbench.contracts import Segmenter
 from cfrbench.hookspecs import hookimpl
@@ -25,7 +26,7 @@ DEEPEST = len(BLOCKS)
 def _convolved(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """A convolution without bias, and its batch norm."""
     layer = Conv3d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(layer, nn.BatchNorm3d(outputs))
+    return nn.Sequential(layer, BatchNorm3d(outputs))
 
 
 class _BasicBlock(nn.Module):

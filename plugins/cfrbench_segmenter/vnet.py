@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfrbench.backbone import Backbone, Conv3d
+from cfrbench.batch_norm import BatchNorm3d
 from cfrbench.config import Frozen
 from cfrbench.contracts import Segmenter
 from cfrbench.errors import UsageError
@@ -34,7 +35,7 @@ LOWER = {"nine": "eight", "eight": "seven", "seven": "six", "six": "five"}
 
 #: both forms of yulequan/UA-MT; like there, instance norm has neither weights nor running statistics
 Norm = Literal["batch", "instance"]
-NORMS: dict[Norm, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm3d, "instance": nn.InstanceNorm3d}
+NORMS: dict[Norm, Callable[[int], nn.Module]] = {"batch": BatchNorm3d, "instance": nn.InstanceNorm3d}
 
 
 def _block(convolutions: int, inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
