@@ -1,7 +1,8 @@
 """A Mean Teacher step of the V-Net of 16 filters, in a process of its own: ours, or spelt out as the official code is.
 
-    python -m benchmarks.retrain_step official|official-settings|fp32|fp32-fast|bf16 HEIGHT WIDTH DEPTH STEPS
+    python -m benchmarks.retrain_step VARIANT HEIGHT WIDTH DEPTH STEPS
 
+with official, official-settings, fp32, fp32-fast, bf16 or bf16-system for VARIANT
 prints one JSON object: median seconds and processor seconds of the steps after the first, peak memory of the process,
 loss and gradient of the first step, which is taken without dropout, so that every variant must find the same.
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 from cfrbench.machine import keep_freed_memory, peak_mib
 
-if __name__ == "__main__" and sys.argv[1] != "official":
+if __name__ == "__main__" and sys.argv[1] not in ("official", "bf16-system"):
     keep_freed_memory()  # as the command line does, before torch makes its first tensor
 
 import torch
@@ -176,7 +177,8 @@ class Ours(Step):
 
 def measure(variant: str, sides: Sides, steps: int) -> dict[str, float]:
     """The figures of one variant of the step."""
-    return figures(Official(sides) if variant.startswith("official") else Ours(sides, variant), steps)
+    way = Official(sides) if variant.startswith("official") else Ours(sides, variant.removesuffix("-system"))
+    return figures(way, steps)
 
 
 def figures(way: Step, steps: int) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """A Mean Teacher step of the V-Net of 16 filters on 2 + 2 crops of 112 x 112 x 80, beside the official step.
 
-Every variant runs in a process of its own, the official one once with the system's memory settings and once with those
-of the command line, so that the gain of code and the gain of settings stay apart. ``CFRBENCH_STEP_SIDES=64,64,48``
-makes the crops smaller, ``CFRBENCH_STEPS`` times more or fewer steps. The first few are slower, while memory is taken.
+Every variant runs in a process of its own. The official one and ours in bf16 run with the system's memory settings and
+with those of the command line, so that what code and what settings gain and cost stay apart. The first few steps are
+slower, while memory is taken. ``CFRBENCH_STEP_SIDES=64,64,48`` makes crops smaller, ``CFRBENCH_STEPS`` times more of
+them.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ FULL = "112,112,80"
 SIDES = os.environ.get("CFRBENCH_STEP_SIDES", FULL)
 STEPS = int(os.environ.get("CFRBENCH_STEPS", "7"))
 #: how many times faster than officially, and the largest share of the official memory
-FASTER, MEMORY = {"fp32": 1.8, "fp32-fast": 2.2, "bf16": 4.5}, {"bf16": 0.8}
+FASTER, MEMORY = {"fp32": 1.8, "fp32-fast": 2.2, "bf16": 4.5}, {"bf16": 0.8, "bf16-system": 0.8}
 #: largest relative difference of the first loss and of the norm of its gradient, of which single precision knows three
 #: digits in any memory order (the last test here)
-EQUAL = {"official-settings": (1e-6, 1e-6), "fp32": (1e-5, 1e-3), "fp32-fast": (1e-5, 1e-3), "bf16": (1e-2, 0.2)}
+EQUAL = {"official-settings": (1e-6, 1e-6), "fp32": (1e-5, 1e-3), "fp32-fast": (1e-5, 1e-3), "bf16": (1e-2, 0.2),
+         "bf16-system": (1e-2, 0.2)}  # fmt: skip
 
 
 def test_a_step_in_less_time_and_memory(record_property: Callable[[str, object], None]) -> None:
@@ -46,7 +48,7 @@ def test_a_step_in_less_time_and_memory(record_property: Callable[[str, object],
     plain = measured("retrain_step", "official", arguments, settings=False)
     failures = []
     for variant, (loss, gradient) in EQUAL.items():
-        row = measured("retrain_step", variant, arguments, settings=True)
+        row = measured("retrain_step", variant, arguments, settings=not variant.endswith("-system"))
         assert row["loss"] == pytest.approx(plain["loss"], rel=loss)
         assert row["gradient"] == pytest.approx(plain["gradient"], rel=gradient)
         faster, memory = plain["seconds"] / row["seconds"], row["peak_mib"] / plain["peak_mib"]
