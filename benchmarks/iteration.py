@@ -20,6 +20,7 @@ if __name__ == "__main__" and sys.argv[1] != "official":
     keep_freed_memory()  # as the command line does, before torch makes its first tensor
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import retrain_step, vit_step
@@ -54,7 +55,10 @@ class Official(retrain_step.Official):
 
 
 class Ours(Step):
-    """The same as `cfrbench` trains, without or with labels of one of its two modes; volumes are as large as crops."""
+    """The same as `cfrbench` trains, without or with labels of one of its two modes.
+
+    Volumes are one voxel longer than crops on every axis: then nothing is padded, and only one crop can be drawn.
+    """
 
     def __init__(self, sides: Sides, pseudo: Mapping[str, Tensor] | CropLabeller | None) -> None:
         names = iter(("student", "teacher"))
@@ -66,7 +70,9 @@ class Ours(Step):
 
         method: Any = COMPUTE.place(registry.load("ssl", "mt")(build, CLASSES))
         image, label = retrain_step.crops(sides)
-        known = [WorkingCase(f"known-{i}", image[i, 0], label[i], sides, SPACING_MM) for i in range(HALF)]
+        known = [
+            WorkingCase(f"known-{i}", longer(image[i, 0]), longer(label[i]), sides, SPACING_MM) for i in range(HALF)
+        ]
         section = TrainingSection(patch=sides, rotflip=False)
         self.trainee = RetrainingTrainee(method, known, unlabelled(image), pseudo, section, COMPUTE, 0, no_slides)
         self.schedule = Schedule(retrain_step.TOTAL, lambda step, total: section.lr, method.phases())
@@ -82,7 +88,12 @@ class Ours(Step):
 
 def unlabelled(image: Tensor) -> dict[str, Tensor]:
     """The last crops of `retrain_step.crops` as volumes."""
-    return {f"unknown-{i}": image[i, 0] for i in range(HALF, len(image))}
+    return {f"unknown-{i}": longer(image[i, 0]) for i in range(HALF, len(image))}
+
+
+def longer(volume: Tensor) -> Tensor:
+    """One voxel more at the end of every axis."""
+    return F.pad(volume, (0, 1) * 3)
 
 
 def no_slides(network: object, image: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def test_an_iteration_in_less_time(record_property: Callable[[str, object], None
     arguments = (*SIZES[0].split(","), SIZES[1], STEPS)
     official = measured("iteration", "official", arguments, settings=False)
     ours = {name: measured("iteration", name, arguments, settings=True) for name in ("online", "volume", "baseline")}
-    assert ours["online"]["loss"] == pytest.approx(official["loss"], rel=3e-2)
+    assert ours["online"]["loss"] == pytest.approx(official["loss"], rel=1e-2)
     for name, row in ours.items():
         record_property(f"CFR iteration {SIZES[0]}, {name} against official", beside(official, row))
         print(f"{name}: {beside(official, row)}")
@@ -36,6 +36,6 @@ def test_an_iteration_in_less_time(record_property: Callable[[str, object], None
     record_property("CFR iteration, labels of volumes against the method alone", f"{share:.3f} times the CPU time")
     print(f"labels of volumes: {share:.3f} times the CPU time of the method alone")
     if SIZES == FULL and computes_bf16():
-        assert official["seconds"] / ours["online"]["seconds"] > ONLINE
-        assert official["seconds"] / ours["volume"]["seconds"] > VOLUME
-        assert share < SHARE
+        faster = {name: official["seconds"] / row["seconds"] for name, row in ours.items()}
+        missed = [faster["online"] < ONLINE, faster["volume"] < VOLUME, share > SHARE]
+        assert not any(missed), f"not {ONLINE}, {VOLUME} times as fast or {SHARE} times as long: {missed}"
