@@ -1,8 +1,9 @@
 """Batch norm that is as accurate with channels innermost in memory as with channels outermost.
 
 On CPUs convolutions are up to twice as fast with channels innermost (channels last), but torch 2.14.1 then sums the
-statistics of millions of voxels one after the other in single precision: in crops of 112 x 112 x 80 their relative
-error is 6e-4 (benchmarks/README.md), and gradients of a V-Net are ten times less accurate. Here they are sums of sums.
+statistics of millions of voxels less accurately in single precision: in crops of 112 x 112 x 80 the relative error of
+the deviation is 6e-4, and gradients of a V-Net are off by 1.7e-2 instead of 3e-3 to 4e-3 (docs/protocol.md,
+benchmarks/README.md). Here they are sums of sums.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ from torch.autograd.function import once_differentiable
 #: values that are added side by side, one sum each: wide enough that torch adds them in vectors, and pairwise
 LANES = 256
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+#: norms that volumes may pass; those of one and two dimensions cannot take them
+_NORMS = (nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 class BatchNorm3d(nn.BatchNorm3d):
-    """torch's batch norm, with its own statistics where a batch in single precision lies channels last on a CPU."""
+    """torch's batch norm, with its own statistics where a batch in single precision lies channels last on a CPU.
+
+    There it can be differentiated once.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W, D)`` normalised by channel; in evaluation mode by the running statistics, as in torch."""
         measures = self.training or self.running_mean is None
-        if not (measures and self.affine and _needs_own_statistics(x)):
+        fits = x.ndim == 5 and x.shape[1] == self.num_features  # torch says what is wrong
+        if not (measures and fits and self.affine and _needs_own_statistics(x)):
             return super().forward(x)
         y, mean, var = _Normalised.apply(x, self.weight, self.bias, self.eps)
         if self.training and self.track_running_stats and self.running_mean is not None:
@@ -45,9 +51,9 @@ class BatchNorm3d(nn.BatchNorm3d):
 
 
 def is_exact_channels_last(network: nn.Module) -> bool:
-    """Whether ``network`` loses no accuracy channels last: batch norms of this module and no other norm, or none."""
+    """Whether ``network`` is known to lose no accuracy channels last: its norms are batch norms of this module."""
     norms = [module for module in network.modules() if isinstance(module, _NORMS)]
-    return all(isinstance(norm, BatchNorm3d) and norm.affine for norm in norms)
+    return bool(norms) and all(isinstance(norm, BatchNorm3d) and norm.affine for norm in norms)
 
 
 def _needs_own_statistics(x: Tensor) -> bool:

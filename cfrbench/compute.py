@@ -36,7 +36,7 @@ class Compute:
         return torch.autocast(self.device.type, dtype=HALF[self.precision])
 
     def place(self, network: nn.Module) -> nn.Module:
-        """Move a network here, its 3D convolution weights in the memory order this precision is fastest with."""
+        """Move a network here, its 3D convolution weights channels last where that is faster and no less accurate."""
         network = network.to(self.device)
         if self.channels_last or (self.device.type == "cpu" and is_exact_channels_last(network)):
             for module in network.modules():

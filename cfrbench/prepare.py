@@ -86,13 +86,13 @@ class Truth:
     spacing_mm: tuple[float, float, float]
 
 
-#: bytes of stored labels that a process keeps, because every method is scored on the same cases; 200 of LA's
+#: bytes of stored labels that a process keeps, because every method is scored on the same cases: 200 of LA's crops
 KEPT_TRUTHS = 512 * 2**20
 
 
 @dataclass
 class Library:
-    """Working volumes and stored labels of one data source, each read once per process."""
+    """Working volumes and stored labels of one data source, each read once per process, labels up to a bound."""
 
     source: DataSource
     grid: GridSection

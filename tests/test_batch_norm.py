@@ -92,8 +92,32 @@ def test_one_value_is_refused_as_by_torch() -> None:
         BatchNorm3d(4)(torch.randn(1, 4, 1, 1, 1))
 
 
+def test_another_number_of_channels_is_refused_as_by_torch() -> None:
+    for layer in (BatchNorm3d(4), BatchNorm3d(4, track_running_stats=False)):
+        with pytest.raises(RuntimeError):
+            layer(crops(8, (4, 4, 4)))
+        assert layer.running_mean is None or not layer.running_mean.any()
+
+
+def test_gradients_may_come_in_any_layout_and_need_not_reach_the_weights() -> None:
+    x = crops(4, (6, 6, 6)).requires_grad_()
+    ours, plain = both(4)
+    exact = x.detach().double().requires_grad_()
+    plain(exact).square().sum().backward()
+    for frozen in (False, True):
+        ours.requires_grad_(not frozen)
+        y = ours(x)
+        (gradient,) = torch.autograd.grad(y, x, (2 * y.detach()).contiguous())
+        torch.testing.assert_close(gradient.double(), exact.grad, rtol=1e-3, atol=1e-3)
+    ours.requires_grad_()
+    (bias,) = torch.autograd.grad(ours(x.detach()).sum(), ours.bias)  # a gradient of stride 0
+    assert bias.tolist() == [432.0] * 4
+
+
 def test_only_these_norms_are_exact_channels_last() -> None:
     ours = BatchNorm3d(2)
     assert is_exact_channels_last(nn.Sequential(nn.Conv3d(1, 2, 3), ours))
+    assert is_exact_channels_last(nn.Sequential(ours, nn.Flatten(), nn.BatchNorm1d(2)))  # no volume passes it
+    assert not is_exact_channels_last(nn.Sequential(nn.Conv3d(1, 2, 3)))  # it may normalise by hand
     for other in (nn.BatchNorm3d(2), nn.InstanceNorm3d(2), nn.GroupNorm(1, 2), BatchNorm3d(2, affine=False)):
         assert not is_exact_channels_last(nn.Sequential(ours, other))
