@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from cfrbench.machine import keep_freed_memory
 
@@ -24,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import retrain_step, vit_step
-from benchmarks.retrain_step import CLASSES, HALF, Sides, Step
+from benchmarks.retrain_step import HALF, Sides, Step
 from cfrbench import registry
-from cfrbench.compute import Compute, seed_torch
+from cfrbench.compute import Compute
 from cfrbench.config import TrainingSection, TuningSection
 from cfrbench.prepare import WorkingCase
 from cfrbench.retraining import CropLabeller, RetrainingTrainee
@@ -61,14 +60,7 @@ class Ours(Step):
     """
 
     def __init__(self, sides: Sides, pseudo: Mapping[str, Tensor] | CropLabeller | None) -> None:
-        names = iter(("student", "teacher"))
-
-        def build() -> torch.nn.Module:
-            seed_torch(0, next(names))
-            network: torch.nn.Module = retrain_step.vnet()
-            return network
-
-        method: Any = COMPUTE.place(registry.load("ssl", "mt")(build, CLASSES))
+        method = retrain_step.mean_teacher(COMPUTE)
         image, label = retrain_step.crops(sides)
         known = [
             WorkingCase(f"known-{i}", longer(image[i, 0]), longer(label[i]), sides, SPACING_MM) for i in range(HALF)

@@ -142,20 +142,24 @@ def official_dice(probabilities: Tensor, label: Tensor) -> Tensor:
 # ours
 
 
+def mean_teacher(compute: Compute) -> Any:
+    """Our method where it computes; student and teacher begin with the weights of the official ones."""
+    names = iter(("student", "teacher"))
+
+    def build() -> nn.Module:
+        seed_torch(0, next(names))
+        network: nn.Module = vnet()
+        return network
+
+    return compute.place(registry.load("ssl", "mt")(build, CLASSES).train())
+
+
 class Ours(Step):
     """The same step as `cfrbench` takes it."""
 
     def __init__(self, sides: Sides, precision: str) -> None:
         self.compute = Compute(torch.device("cpu"), precision)
-        method = registry.load("ssl", "mt")
-        names = iter(("student", "teacher"))
-
-        def build() -> nn.Module:
-            seed_torch(0, next(names))
-            network: nn.Module = vnet()
-            return network
-
-        self.method: Any = self.compute.place(method(build, CLASSES).train())
+        self.method = mean_teacher(self.compute)
         image, label = crops(sides)
         self.batch = Batch(self.compute.batch(image), label)
         self.schedule = Schedule(TOTAL, lambda step, total: TrainingSection().lr, self.method.phases())
