@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 Row = dict[str, float]
-#: of the command line (`cfrbench.cli.main`); the other half of it is `cfrbench.machine.keep_freed_memory`
+#: of the command line (`cfrbench.cli.main`); the other half of it is `cfrbench.heap.keep_freed_memory`
 SETTINGS = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 

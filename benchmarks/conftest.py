@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cfrbench.machine import keep_freed_memory
+from cfrbench.heap import keep_freed_memory
 from tests.conftest import data_folder
 
 __all__ = ["data_folder"]

@@ -1,10 +1,11 @@
 """One iteration of CFR's re-training, in a process of its own: ours, or spelt out as the official code is.
 
-    python -m benchmarks.iteration official|online|volume|baseline HEIGHT WIDTH DEPTH CANVAS STEPS
+    python -m benchmarks.iteration official|online|volume|baseline|beside HEIGHT WIDTH DEPTH CANVAS STEPS
 
 prints what `benchmarks.retrain_step` does. ``official`` and ``online`` label the two unlabelled crops with SAM ViT-B in
 every iteration, ``volume`` cuts labels out of labelled volumes, ``baseline`` is the method alone; ours are in bf16.
-SAM's weights are drawn, so its labels mean nothing.
+SAM's weights are drawn, so its labels mean nothing. ``beside`` takes steps of ``volume`` and ``baseline`` in turn and
+prints how many times as long those of the former were.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
+from statistics import median
 
-from cfrbench.machine import keep_freed_memory
+from cfrbench.heap import keep_freed_memory, large_blocks_apart
 
 if __name__ == "__main__" and sys.argv[1] != "official":
     keep_freed_memory()  # as the command line does, before torch makes its first tensor
@@ -24,6 +27,7 @@ from torch import Tensor
 
 from benchmarks import retrain_step, vit_step
 from benchmarks.retrain_step import HALF, Sides, Step
+from benchmarks.timing import clocked
 from cfrbench import registry
 from cfrbench.compute import Compute
 from cfrbench.config import TrainingSection, TuningSection
@@ -114,6 +118,29 @@ VARIANTS: dict[str, Callable[[Sides, int], Step]] = {
 }
 
 
+def beside(sides: Sides, steps: int) -> dict[str, float]:
+    """How many times as long steps with labels are as those without: the shortest, and the median pair of neighbours.
+
+    Taken in turn, first the one, then the other: a step varies more from minute to minute than the labels cost.
+    """
+    retrain_step.prepare_torch()
+    ways = [Ours(sides, labelled_once(sides)), Ours(sides, None)]
+    with large_blocks_apart():
+        for way in ways:
+            retrain_step.take(way, 0)
+    pairs = []
+    for index in range(1, steps + 1):
+        order = ways if index % 2 else ways[::-1]
+        spent = {id(way): clocked(partial(retrain_step.take, way), index)[0] for way in order}
+        pairs.append([spent[id(way)] for way in ways])
+    with_labels, alone = zip(*pairs, strict=True)
+    return {"shortest": min(with_labels) / min(alone), "median": median(a / b for a, b in pairs)}
+
+
 if __name__ == "__main__":
     height, width, depth, size, count = map(int, sys.argv[2:])
-    print(json.dumps(retrain_step.figures(VARIANTS[sys.argv[1]]((height, width, depth), size), count)))
+    volume = (height, width, depth)
+    if sys.argv[1] == "beside":
+        print(json.dumps(beside(volume, count)))
+    else:
+        print(json.dumps(retrain_step.figures(VARIANTS[sys.argv[1]](volume, size), count)))

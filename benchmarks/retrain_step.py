@@ -10,13 +10,13 @@ loss and gradient of the first step, which is taken without dropout, so that eve
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from cfrbench.machine import keep_freed_memory, peak_mib
+from cfrbench.heap import keep_freed_memory, large_blocks_apart
+from cfrbench.machine import peak_mib
 
 if __name__ == "__main__" and sys.argv[1] not in ("official", "bf16-system"):
     keep_freed_memory()  # as the command line does, before torch makes its first tensor
@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.timing import medians
 from cfrbench import registry
 from cfrbench.compute import Compute, seed_torch
 from cfrbench.config import ComputeSection, TrainingSection
@@ -187,28 +188,35 @@ def measure(variant: str, sides: Sides, steps: int) -> dict[str, float]:
 
 def figures(way: Step, steps: int) -> dict[str, float]:
     """Take one step without dropout, then ``steps`` as in training."""
+    prepare_torch()
+    with large_blocks_apart():
+        found = take(way, 0)
+    seconds, cpu_seconds = medians(partial(take, way), steps)
+    return found | {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib()}
+
+
+def prepare_torch() -> None:
+    """Threads and determinism as in a run."""
     torch.set_num_threads(ComputeSection().threads)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    found: dict[str, float] = {}
-    walls, processor = [], []
-    for index in range(steps + 1):
-        for network in way.networks:
-            network.dropout = 0.5 if index else 0.0
-        seed_torch(0, "step", index)
-        began, worked = time.perf_counter(), time.process_time()
-        loss = way.losses(LATE + index)
-        way.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if not index:
-            gradients = [p.grad.norm() for p in way.parameters if p.grad is not None]
-            found |= {"loss": float(loss.detach()), "gradient": float(torch.stack(gradients).norm())}
-        way.optimiser.step()
-        way.after_update(LATE + index)
-        walls.append(time.perf_counter() - began)
-        processor.append(time.process_time() - worked)
-    medians = {"seconds": statistics.median(walls[1:]), "cpu_seconds": statistics.median(processor[1:])}
-    return found | medians | {"peak_mib": peak_mib()}
+
+
+def take(way: Step, index: int) -> dict[str, float]:
+    """Step number ``index``; the first, without dropout, tells its loss and the norm of its gradient."""
+    for network in way.networks:
+        network.dropout = 0.5 if index else 0.0
+    seed_torch(0, "step", index)
+    loss = way.losses(LATE + index)
+    way.optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    found = {}
+    if not index:
+        gradients = [p.grad.norm() for p in way.parameters if p.grad is not None]
+        found = {"loss": float(loss.detach()), "gradient": float(torch.stack(gradients).norm())}
+    way.optimiser.step()
+    way.after_update(LATE + index)
+    return found
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
+from statistics import median
+from time import perf_counter, process_time
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,16 @@ def seconds(work: Callable[[], object], repeats: int = 1) -> float:
     for _ in range(repeats):
         work()
     return (perf_counter() - start) / repeats
+
+
+def medians(work: Callable[[int], object], times: int) -> tuple[float, float]:
+    """Median seconds and processor seconds of calls with the numbers 1 to ``times``."""
+    spent = [clocked(work, number) for number in range(1, times + 1)]
+    return median(wall for wall, _ in spent), median(processor for _, processor in spent)
+
+
+def clocked(work: Callable[[int], object], number: int) -> tuple[float, float]:
+    """Seconds and processor seconds of one call."""
+    began, worked = perf_counter(), process_time()
+    work(number)
+    return perf_counter() - began, process_time() - worked

@@ -10,16 +10,15 @@ their names, so that every variant starts from the same model.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cfrbench.machine import keep_freed_memory, peak_mib
+from cfrbench.heap import keep_freed_memory, large_blocks_apart
+from cfrbench.machine import peak_mib
 
 if __name__ == "__main__" and sys.argv[1] != "official":
     keep_freed_memory()  # as the command line does, before torch makes its first tensor
@@ -28,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.timing import medians
 from cfrbench.config import ComputeSection
 
 MASKS, RANK = 2, 4
@@ -199,33 +199,25 @@ def measure(variant: str, size: int, steps: int) -> dict[str, float]:
     optimiser = torch.optim.AdamW(way.parameters, lr=1e-3, weight_decay=0.1, foreach=False)
     found: dict[str, float] = {}
 
-    def step() -> None:
+    def step(number: int) -> None:
         optimiser.zero_grad(set_to_none=True)
         value = way.loss(way.logits(image))
         value.backward()  # type: ignore[no-untyped-call]
-        if not found:
+        if not number:
             gradients = [p.grad.float().norm() for p in way.parameters if p.grad is not None]
             found.update(loss=float(value.detach()), gradient=float(torch.stack(gradients).norm()))
         optimiser.step()
 
-    seconds, cpu_seconds = timed(step, steps)
+    with large_blocks_apart():
+        step(0)
+    seconds, cpu_seconds = medians(step, steps)
     found |= {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib()}
     optimiser.zero_grad(set_to_none=True)
     way.merge()
     with torch.inference_mode():
-        forward, cpu_forward = timed(lambda: way.logits(image), steps)
+        way.logits(image)
+        forward, cpu_forward = medians(lambda _: way.logits(image), steps)
     return found | {"forward_seconds": forward, "forward_cpu_seconds": cpu_forward}
-
-
-def timed(work: Callable[[], object], times: int) -> tuple[float, float]:
-    """Median seconds and processor seconds of all but the first of ``times + 1`` calls."""
-    walls, processor = [], []
-    for _ in range(times + 1):
-        began, worked = time.perf_counter(), time.process_time()
-        work()
-        walls.append(time.perf_counter() - began)
-        processor.append(time.process_time() - worked)
-    return statistics.median(walls[1:]), statistics.median(processor[1:])
 
 
 if __name__ == "__main__":

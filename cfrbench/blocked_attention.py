@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from cfrbench.compute import rounded_by_autocast, without_autocast
 
-#: queries that meet all keys at once
-QUERIES = 256
+#: queries that meet all keys at once; in backward fewer, for what all of them add to keys is rounded once a block, so
+#: that another number there would be another result
+QUERIES, QUERIES_BACK = 512, 256
 #: scores held at once by each thread of a CPU, 2 MiB in bf16, so that they stay in its cache
 SCORES = 1 << 20
 #: the same elsewhere, where every block costs the start of kernels
@@ -86,7 +87,7 @@ class _Attention(torch.autograd.Function):
         mixed = torch.empty_like(query)
         # Backward runs outside autocast; what it computes again has to be what was computed here.
         with without_autocast(query.device):
-            for heads, here in _blocks(query):
+            for heads, here in _blocks(query, QUERIES):
                 weights = _weights(query[here], key[heads], rows[here], columns[here], scale)
                 mixed[here] = torch.bmm(weights, value[heads])
         return mixed
@@ -97,7 +98,7 @@ class _Attention(torch.autograd.Function):
         scale, gradient = ctx.scale, gradients[0].contiguous()
         by_query, by_rows, by_columns = (torch.empty_like(part) for part in (query, rows, columns))
         by_key, by_value = torch.zeros_like(key), torch.zeros_like(value)
-        for heads, here in _blocks(query):
+        for heads, here in _blocks(query, QUERIES_BACK):
             weights = _weights(query[here], key[heads], rows[here], columns[here], scale)
             by_value[heads].baddbmm_(weights.transpose(1, 2), gradient[here])
             by_weights = torch.bmm(gradient[here], value[heads].transpose(1, 2))
@@ -136,12 +137,12 @@ def _places(height: int, width: int, like: Tensor) -> Tensor:
     return torch.cat([row.repeat_interleave(width, 1), column.repeat(1, height)])
 
 
-def _blocks(query: Tensor) -> Iterator[tuple[slice, tuple[slice, slice]]]:
-    """Slices of the first axis, and of the first two, that take ``query`` apart."""
+def _blocks(query: Tensor, queries: int) -> Iterator[tuple[slice, tuple[slice, slice]]]:
+    """Slices of the first axis, and of the first two, that take ``query`` apart, ``queries`` at a time if need be."""
     count, tokens, _ = query.shape
     # As many heads as threads: each then multiplies whole matrices.
     budget = SCORES * torch.get_num_threads() if query.device.type == "cpu" else SCORES_ELSEWHERE
-    step = tokens if tokens * tokens <= budget else QUERIES
+    step = tokens if tokens * tokens <= budget else queries
     heads = max(1, budget // (step * tokens))
     for first in range(0, count, heads):
         some = slice(first, first + heads)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import resource
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cfrbench import __version__
+from cfrbench.heap import give_freed_memory_back
 
-#: glibc's malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
-_MALLOPT = {-3: 2**30, -1: 2**31 - 1, -2: 2**26}
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -57,20 +54,6 @@ def available_mib() -> float:
     return free
 
 
-def keep_freed_memory() -> None:
-    """Let this process reuse freed memory instead of giving it back, for fresh pages cost more than the arithmetic.
-
-    Changes no number. For programs, not for libraries, and only where memory is ample: a kept heap fragments. Blocks
-    above 1 GiB still go back at once. Nothing happens where the C library is not glibc.
-    """
-    if os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 2**33:
-        return
-    with suppress(OSError, AttributeError):
-        tune = ctypes.CDLL(None).mallopt
-        for option, value in _MALLOPT.items():
-            tune(option, value)
-
-
 def computes_bf16() -> bool:
     """Whether this CPU multiplies in bf16 by itself; False where the system does not say."""
     try:
@@ -94,8 +77,7 @@ def _accelerator() -> str | None:
 
 def give_memory_back() -> None:
     """Give what this process has freed back to the system and to the GPU, for others may need it."""
-    with suppress(OSError, AttributeError):  # glibc alone has it
-        ctypes.CDLL(None).malloc_trim(0)
+    give_freed_memory_back()
     if (cuda := _cuda()) is not None:
         cuda.empty_cache()
 

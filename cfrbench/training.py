@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -18,6 +19,7 @@ from cfrbench.checkpoint import Checkpointer, graceful_stop
 from cfrbench.compute import seed_torch
 from cfrbench.contracts import Phase, Progress
 from cfrbench.errors import CfrbenchError
+from cfrbench.heap import large_blocks_apart
 
 StepObserver = Callable[[int, Mapping[str, float]], None]
 
@@ -88,8 +90,10 @@ def fit(
     Raises Interrupted after a checkpoint if a stop was signalled, CfrbenchError if the loss is no longer finite.
     """
     with graceful_stop() as stop:
-        for step in range(_resume(trainee, optimiser, checkpoints), schedule.steps):
-            values = _step(trainee, schedule, optimiser, step, seed)
+        first = _resume(trainee, optimiser, checkpoints)
+        for step in range(first, schedule.steps):
+            with large_blocks_apart() if step == first else nullcontext():
+                values = _step(trainee, schedule, optimiser, step, seed)
             if on_step:
                 on_step(step + 1, values)
             if checkpoints and (checkpoints.due() or stop.requested):

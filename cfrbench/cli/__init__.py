@@ -11,7 +11,7 @@ import typer
 
 from cfrbench import __version__
 from cfrbench.errors import CfrbenchError
-from cfrbench.machine import keep_freed_memory
+from cfrbench.heap import keep_freed_memory
 
 app = typer.Typer(
     name="cfrbench",

@@ -26,8 +26,9 @@ from cfrbench.checkpoint import graceful_stop
 from cfrbench.config import Frozen
 from cfrbench.contracts import Executor, StageTask
 from cfrbench.errors import CfrbenchError, Interrupted, OutOfMemory
+from cfrbench.heap import keep_freed_memory
 from cfrbench.hookspecs import hookimpl
-from cfrbench.machine import give_memory_back, keep_freed_memory
+from cfrbench.machine import give_memory_back
 
 #: how long a worker may take to save its state when it is asked to stop
 PATIENCE_SECONDS = 60.0

@@ -21,8 +21,8 @@ from cfrbench.config import Frozen
 from cfrbench.contracts import Executor, StageTask
 from cfrbench.errors import CfrbenchError, Interrupted, PluginError, Skipped
 from cfrbench.following import Follower
+from cfrbench.heap import keep_freed_memory
 from cfrbench.hookspecs import hookimpl
-from cfrbench.machine import keep_freed_memory
 
 #: how long running stages may take to save their state when the run is stopped
 PATIENCE_SECONDS = 60.0

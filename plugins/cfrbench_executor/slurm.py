@@ -30,8 +30,8 @@ from cfrbench.contracts import Executor, StageTask
 from cfrbench.errors import CfrbenchError, Interrupted, PluginError
 from cfrbench.files import JsonLog, read_log
 from cfrbench.following import Follower
+from cfrbench.heap import keep_freed_memory
 from cfrbench.hookspecs import hookimpl
-from cfrbench.machine import keep_freed_memory
 
 #: SLURM's MaxArraySize is 1001 unless a cluster sets another
 ARRAY_SIZE = 1000

@@ -81,6 +81,7 @@ def test_attention_of_vit_b_equals_the_package(maps: int, side: int) -> None:
 @pytest.mark.parametrize(("queries", "scores"), [(1, 1), (10, 700), (25, 1 << 20), (64, 64 * 64 * 2)])
 def test_the_size_of_blocks_changes_nothing(queries: int, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocked_attention, "QUERIES", queries)
+    monkeypatch.setattr(blocked_attention, "QUERIES_BACK", queries)
     monkeypatch.setattr(blocked_attention, "SCORES", scores)
     ours, theirs = pair(8, 24, 3)
     assert largest_difference(ours, theirs, 2, 8, 24) < 1e-5
