@@ -1,6 +1,6 @@
 """Prediction of a whole LA volume by sliding windows: the official loop, MONAI's, and ours in fp32 and bf16.
 
-The V-Net of 16 filters is trained for a few steps first: scores of a fresh network lie so near 0.5 that rounding
+The V-Net of 16 filters is trained for 400 small steps first: scores of a fresh network lie so near 0.5 that rounding
 decides labels. Each variant has a process of its own, ours with the memory settings of the command line, the others
 with the system's, as users run them. ``CFRBENCH_WINDOWS=15`` cuts the volume so that it has about so many windows.
 """

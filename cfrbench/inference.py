@@ -57,36 +57,19 @@ def predict_probabilities(
     ``forward`` maps a window ``(1, 1, *patch)`` to logits ``(1, C, *patch)``: a network in eval mode, or a function
     that moves the window to its device and runs it under its precision. ``on_window(done, total)`` hears of each one.
     Same windows and same order of sums as ShumengLI/CFR ``code/test_util_singleclass.py``; the largest class is left to
-    `cfrbench.losses.class_map`. Windows of one value alone, such as background, are equal to each other if their values
-    are: ``forward`` sees one of them.
+    `cfrbench.losses.class_map`.
     """
     volume, inside = pad_to(image, patch)
     total = volume.new_zeros((num_classes, *volume.shape), dtype=torch.float32)
     visits = volume.new_zeros(volume.shape, dtype=torch.float32)
     windows = _windows(volume, patch, (stride_xy, stride_xy, stride_z))
-    of_one_value: dict[float, Tensor] = {}
     for done, window in enumerate(windows, start=1):
-        value = _only_value(volume[window])
-        softmax = None if value is None else of_one_value.get(value)
-        if softmax is None:
-            logits = forward(volume[window][None, None])
-            softmax = F.softmax(logits[0].float(), dim=0).to(total.device)
-        if value is not None:
-            of_one_value[value] = softmax
-        total[:, *window] += softmax
+        logits = forward(volume[window][None, None])
+        total[:, *window] += F.softmax(logits[0].float(), dim=0).to(total.device)
         visits[window] += 1
         if on_window is not None:
             on_window(done, len(windows))
     return total.div_(visits)[:, *inside]
-
-
-def _only_value(window: Tensor) -> float | None:
-    """The value that all voxels have; None if they differ (or are not numbers)."""
-    first = window[0, 0, 0]
-    # Most windows differ in their first row already.
-    if bool((window[0, 0] == first).all()) and bool((window == first).all()):
-        return float(first)
-    return None
 
 
 def _windows(volume: Tensor, patch: Triple, strides: Triple) -> list[Box]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's heap is looked at")
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33 or newer"
+)
 
 PREFIX = """
 import ctypes, json, sys
@@ -28,8 +32,8 @@ def now():
     return {name: getattr(found, name) for name, _ in found._fields_}
 
 def settle(keep):
+    heap._AMPLE = 0  # however small this machine is
     if keep:
-        heap.os.sysconf = {"SC_PHYS_PAGES": 2**24, "SC_PAGE_SIZE": 2**12}.__getitem__  # however small this machine is
         heap.keep_freed_memory()
 """
 BLOCK = 8 * 2**20
@@ -37,8 +41,10 @@ BLOCK = 8 * 2**20
 
 def told(code: str) -> Any:
     """What a program in a process of its own prints."""
+    own = ("MALLOC_", "GLIBC_", "LD_PRELOAD", "THP_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     done = subprocess.run([sys.executable, "-c", PREFIX + code], capture_output=True, text=True, check=False,
-                          cwd=Path(__file__).parents[1])  # fmt: skip
+                          cwd=Path(__file__).parents[1], env=environment)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -76,13 +82,13 @@ def test_small_blocks_are_ready_afterwards_and_made_once() -> None:
 def test_nothing_changes_in_a_process_that_did_not_ask() -> None:
     before, inside, after, *_ = told(TWICE % False)
     assert after["ordblks"] - before["ordblks"] < 500
+    assert after["arena"] - before["arena"] < 2**25  # an asked one grows by 64 MiB at a time
     assert inside["hblkhd"] >= BLOCK  # by glibc's own threshold
 
 
 STEPS = """
 settle(keep=True)
 import contextlib, torch
-from cfrbench.machine import peak_mib
 
 stays = []
 
@@ -112,4 +118,4 @@ def test_steps_that_free_everything_need_no_more_than_one_of_them() -> None:
     """A step holds 152 MiB of blocks, and up to two more on its way back."""
     plain, apart = told(STEPS % False), told(STEPS % True)
     assert apart < 152 + 2 * 24 + 64  # glibc takes 64 MiB at a time
-    assert plain > 1.3 * apart
+    assert plain > 1.1 * apart

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cfrbench import inference, registry
+from cfrbench import registry
 from cfrbench.config import Triple
 from cfrbench.errors import ConfigError
 from cfrbench.inference import Folded, folded, pad_to, predict_probabilities, window_starts
@@ -45,25 +45,6 @@ def test_padding_is_symmetric_and_can_be_undone(shape: Triple, patch: Triple) ->
     assert float(wide.sum()) == pytest.approx(float(volume.sum()), rel=1e-5)
     for before, side, length in zip(inside, shape, patch, strict=True):
         assert before.start == max(length - side, 0) // 2
-
-
-def test_windows_of_one_value_are_predicted_once_and_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, seen = position_dependent(3), []
-
-    def counted(window: Tensor) -> Tensor:
-        seen.append(window)
-        return network(window)
-
-    image = torch.zeros(20, 12, 12)
-    image[14:, 5:] = torch.randn(6, 7, 12)
-    image[:4] = 2.0
-    found = predict_probabilities(counted, image, (4, 4, 4), 2, 2, 3)
-    constant = [float(window.amin()) for window in seen if window.amin() == window.amax()]
-    assert sorted(constant) == [0.0, 2.0]
-    once = len(seen)
-    monkeypatch.setattr(inference, "_only_value", lambda window: None)
-    assert torch.equal(found, predict_probabilities(counted, image, (4, 4, 4), 2, 2, 3))
-    assert len(seen) - once == 9 * 5 * 5 > 1.5 * once
 
 
 def test_padding_takes_a_value() -> None:

@@ -19,7 +19,7 @@ FLOORS = [
     tuple(line.split())
     for line in """
     errors
-    config volume files cells wording batch_norm
+    config volume files cells wording batch_norm heap
     formats machine weights checkpoint compute headroom
     losses schedules metrics canvas intensity jitter sampling inference windows images averaging sam_like \
     blocked_attention lean perturbations distance_maps uncertainty prototypes confident_learning scan_steps \

@@ -87,6 +87,17 @@ def test_the_size_of_blocks_changes_nothing(queries: int, scores: int, monkeypat
     assert largest_difference(ours, theirs, 2, 8, 24) < 1e-5
 
 
+def test_the_number_of_queries_at_once_changes_no_bit_of_what_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward computes weights again with fewer at once, so they must be those of forward."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value, rows, columns = (torch.randn(2, 1600, 40, generator=generator).bfloat16() for _ in range(5))
+    results = []
+    for queries in (256, 512):
+        monkeypatch.setattr(blocked_attention, "QUERIES", queries)
+        results.append(attend_with_bias(query, key, value, rows, columns, 0.125))
+    assert torch.equal(*results)
+
+
 def test_gradients_are_those_of_the_formula() -> None:
     shapes = {"query": (2, 6, 4), "key": (2, 6, 4), "value": (2, 6, 4), "rows": (2, 6, 2), "columns": (2, 6, 3)}
     generator = torch.Generator().manual_seed(0)
