@@ -30,6 +30,7 @@ Record = Callable[[str, object], None]
 def official(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Row]:
     """The volume's file, where masks go, and what the official loop took."""
     file, folder = next((data_folder / "la").rglob("*.h5")), tmp_path_factory.mktemp("masks")
+    measured("predict_volume", "train", (file, folder, WINDOWS), settings=True)
     return file, folder, measured("predict_volume", "official", (file, folder, WINDOWS), settings=False)
 
 
