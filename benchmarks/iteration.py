@@ -29,8 +29,8 @@ from benchmarks import retrain_step, vit_step
 from benchmarks.retrain_step import HALF, Sides, Step
 from benchmarks.timing import clocked
 from cfrbench import registry
-from cfrbench.compute import Compute
-from cfrbench.config import TrainingSection, TuningSection
+from cfrbench.compute import Compute, start
+from cfrbench.config import ComputeSection, TrainingSection, TuningSection
 from cfrbench.prepare import WorkingCase
 from cfrbench.retraining import CropLabeller, RetrainingTrainee
 from cfrbench.training import Schedule
@@ -123,7 +123,7 @@ def beside(sides: Sides, steps: int) -> dict[str, float]:
 
     Taken in turn, first the one, then the other: a step varies more from minute to minute than the labels cost.
     """
-    retrain_step.prepare_torch()
+    start(ComputeSection(device="cpu"))
     ways = [Ours(sides, labelled_once(sides)), Ours(sides, None)]
     with large_blocks_apart():
         for way in ways:

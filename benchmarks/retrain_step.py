@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.timing import medians
 from cfrbench import registry
-from cfrbench.compute import Compute, seed_torch
+from cfrbench.compute import Compute, seed_torch, start
 from cfrbench.config import ComputeSection, TrainingSection
 from cfrbench.contracts import Batch
 from cfrbench.schedules import consistency_weight, ema_decay
@@ -188,18 +188,11 @@ def measure(variant: str, sides: Sides, steps: int) -> dict[str, float]:
 
 def figures(way: Step, steps: int) -> dict[str, float]:
     """Take one step without dropout, then ``steps`` as in training."""
-    prepare_torch()
+    start(ComputeSection(device="cpu"))
     with large_blocks_apart():
         found = take(way, 0)
     seconds, cpu_seconds = medians(partial(take, way), steps)
     return found | {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak_mib()}
-
-
-def prepare_torch() -> None:
-    """Threads and determinism as in a run."""
-    torch.set_num_threads(ComputeSection().threads)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def take(way: Step, index: int) -> dict[str, float]:
