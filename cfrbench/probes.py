@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cfrbench import forecast, registry, sweep
-from cfrbench.compute import Compute, seed_torch, start
+from cfrbench.compute import HALF, Compute, seed_torch, start
 from cfrbench.config import ComputeSection, PresetName, RunConfig, Settings, TrainingSection, Triple
 from cfrbench.contracts import Batch
 from cfrbench.diagnosis import Finding
@@ -83,7 +83,7 @@ def window_seconds(precision: str, sides: Triple, rounds: int = 2) -> float:
     """Seconds of one window of the paper's V-Net, as `predict` computes it."""
     compute = Compute(torch.device("cpu"), precision)
     network = vnet(compute).eval()
-    network = folded(network) if precision == "fp32" else network
+    network = folded(network, HALF.get(precision, torch.float32))
     crop = compute.batch(torch.randn(1, 1, *sides))
 
     def window() -> Tensor:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from cfrbench import batch_norm
 from cfrbench.adversarial import frozen_statistics
 from cfrbench.batch_norm import BatchNorm3d, is_exact_channels_last
 
@@ -65,6 +66,45 @@ def test_the_layer_is_torchs_in_double_precision(
         torch.testing.assert_close(ours.bias.grad.double(), plain.bias.grad, rtol=1e-4, atol=1e-4)  # type: ignore[union-attr]
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name].double(), value.double(), rtol=1e-4, atol=1e-5)
+
+
+def in_half(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Output after a ReLU in place, and the gradient of the input."""
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = nn.ReLU(inplace=True)(layer(x))
+    weights = torch.linspace(-1, 1, x.numel()).view(x.shape).to(torch.bfloat16)
+    (y * weights).sum().backward()
+    assert x.grad is not None
+    return y.detach(), x.grad
+
+
+@pytest.mark.parametrize("channels", [8, 16])
+def test_of_few_channels_in_bf16_statistics_are_our_own_and_better(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = crops(channels, (64, 64, 32), batch=4).bfloat16()
+    exact = x.double()
+    mean, deviation = exact.mean((0, 2, 3, 4)), exact.var((0, 2, 3, 4)).sqrt()
+    monkeypatch.setattr(batch_norm, "MANY", 10**9)
+    theirs = BatchNorm3d(channels, momentum=1.0)
+    before = in_half(theirs, x)
+    monkeypatch.undo()
+    ours = BatchNorm3d(channels, momentum=1.0)
+    found = in_half(ours, x)
+    assert found[0].is_contiguous(memory_format=torch.channels_last_3d)
+    for a, b in zip(found, before, strict=True):
+        assert not torch.equal(a, b)  # or ours was not taken
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+    errors = [float((layer.running_var.sqrt() / deviation - 1).abs().max()) for layer in (ours, theirs)]  # type: ignore[union-attr]
+    assert errors[0] < 1e-5 < errors[1]
+    torch.testing.assert_close(ours.running_mean.double(), mean, rtol=1e-6, atol=1e-6)  # type: ignore[union-attr]
+
+
+def test_small_maps_in_bf16_are_torchs_bit_for_bit() -> None:
+    x = crops(8, (16, 16, 16)).bfloat16()
+    ours, plain = BatchNorm3d(8), nn.BatchNorm3d(8)
+    assert all(map(torch.equal, in_half(ours, x), in_half(plain, x)))
 
 
 def test_evaluation_and_other_layouts_are_torchs_bit_for_bit() -> None:

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfrbench.backbone import Backbone, Conv3d
+from cfrbench.backbone import Backbone, Conv3d, UpConv3d
 from cfrbench.batch_norm import BatchNorm3d
 from cfrbench.config import Frozen
 from cfrbench.contracts import Segmenter
@@ -51,7 +51,7 @@ def _down(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
 
 
 def _up(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
-    return _named([nn.ConvTranspose3d(inputs, outputs, kernel_size=2, stride=2), *_norm_relu(outputs, norm)])
+    return _named([UpConv3d(inputs, outputs), *_norm_relu(outputs, norm)])
 
 
 def _norm_relu(channels: int, norm: Norm) -> list[nn.Module]:
