@@ -41,7 +41,8 @@ class UpConv3d(nn.ConvTranspose3d):
     """A transposed convolution of 2x2x2 and stride 2: every voxel becomes a block of eight, and no blocks overlap.
 
     So it is one product of matrices, and its gradients are two. In bf16 on a CPU oneDNN takes two to three times as
-    long for the gradients, and for small maps up to four times for the output, which is the same to the last bit.
+    long for the gradients, and for small maps up to four times for the output, which is the same to the last bit where
+    oneDNN uses AVX-512. There it can be differentiated once.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -65,7 +66,7 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        if x.numel() > SMALL:  # there oneDNN spares a copy, and gives the same bits in bf16
+        if x.numel() > SMALL:  # there oneDNN spares a copy
             return F.conv_transpose3d(x, weight, bias, stride=2)
         (b, _, *sides), outputs = x.shape, weight.shape[1]
         blocks = F.linear(x.permute(0, 2, 3, 4, 1), _matrix(weight), bias.repeat(8))

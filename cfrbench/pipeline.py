@@ -24,8 +24,9 @@ from cfrbench.checkpoint import Checkpointer
 from cfrbench.compute import HALF, Compute, seed_torch, start
 from cfrbench.config import ScoringSection, Settings, Triple
 from cfrbench.contracts import ConcatStrategy, DataSource, FineTuner, FoundationModel, SSLMethod
+from cfrbench.folding import answers_alike, folded
 from cfrbench.headroom import labelling_advice, memory_advice, prediction_advice, training_advice, tuning_advice
-from cfrbench.inference import folded, predict_probabilities
+from cfrbench.inference import predict_probabilities
 from cfrbench.lean import halve_frozen
 from cfrbench.losses import class_map
 from cfrbench.metrics import Scores, largest_component, score_case, score_case_medpy
@@ -227,7 +228,10 @@ def for_prediction(bench: Bench, network: nn.Module) -> nn.Module:
     dtype = HALF.get(bench.compute.precision, torch.float32)
     if bench.compute.device.type != "cpu" or dtype == torch.float16:
         return network
-    return folded(network, dtype)
+    copied = folded(network.eval(), dtype)
+    draw = torch.Generator().manual_seed(0)
+    window = bench.compute.batch(torch.randn(1, 1, *bench.settings.training.patch, generator=draw))
+    return copied if answers_alike(network, copied, window, dtype) else network
 
 
 @torch.inference_mode()

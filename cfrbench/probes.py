@@ -17,8 +17,8 @@ from cfrbench.compute import HALF, Compute, seed_torch, start
 from cfrbench.config import ComputeSection, PresetName, RunConfig, Settings, TrainingSection, Triple
 from cfrbench.contracts import Batch
 from cfrbench.diagnosis import Finding
+from cfrbench.folding import folded
 from cfrbench.heap import large_blocks_apart
-from cfrbench.inference import folded
 from cfrbench.machine import computes_bf16
 from cfrbench.training import Schedule, sgd
 from cfrbench.wording import duration

@@ -26,7 +26,7 @@ FLOORS = [
     adversarial memory_bank cubes pasting independence
     contracts values backbone
     hookspecs decoders promptable tuners prompting slices tiling pretrained med2d teachers guidance datasets gauges \
-    layouts prepared
+    layouts prepared folding
     registry
     prepare training
     tuning retraining testing
