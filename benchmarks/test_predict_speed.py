@@ -13,8 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.apart import Row, beside, measured
+from benchmarks.timing import compare
+from cfrbench import registry
+from cfrbench.config import Triple
+from cfrbench.folding import folded
 from cfrbench.machine import computes_bf16
 
 pytestmark = [pytest.mark.benchmark_only, pytest.mark.timeout(3600)]
@@ -47,6 +52,24 @@ def test_a_whole_volume(official: tuple[Path, Path, Row], precision: str, record
     assert row["dice"] == pytest.approx(plain["dice"], abs=0.05)
     if precision != "bf16" or computes_bf16():
         assert faster >= FASTER[precision]
+
+
+@pytest.mark.parametrize("sides", [(32, 32, 16), (64, 64, 32)])
+def test_a_small_window_of_one_thread(sides: Triple, record_property: Record) -> None:
+    """As `quick` predicts in fp32: torch computes a small batch of one without oneDNN, the folded copy does not."""
+    segmenter = registry.load("net", "vnet")
+    network = segmenter(segmenter.Config(width=8, depth=3)).build(1, 2).eval()
+    fast, window = folded(network), torch.randn(1, 1, *sides)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            found = compare(lambda: network(window), lambda: fast(window), rounds=10)
+            torch.testing.assert_close(fast(window), network(window), rtol=0, atol=1e-5)
+    finally:
+        torch.set_num_threads(threads)
+    record_property(f"one window of {'x'.join(map(str, sides))}, V-Net of 8 filters, fp32, one thread", str(found))
+    assert found.ratio >= 1.4
 
 
 @pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="MONAI is not installed (extra `bench`)")

@@ -224,14 +224,17 @@ def predict(bench: Bench, network: nn.Module, cases: Sequence[str], on_case: Cas
 
 
 def for_prediction(bench: Bench, network: nn.Module) -> nn.Module:
-    """The network, or on a CPU a copy of it with the same scores up to rounding that takes less time."""
-    dtype = HALF.get(bench.compute.precision, torch.float32)
-    if bench.compute.device.type != "cpu" or dtype == torch.float16:
+    """The network, or in single precision on a CPU a copy of it with the same scores that takes less time.
+
+    In half precision folding gains 2 to 8 % on windows of 112 x 112 x 80, and rounds otherwise: Dice of an LA volume
+    moved by 0.05 and 0.07 instead of 0.01.
+    """
+    if bench.compute.device.type != "cpu" or bench.compute.precision in HALF:
         return network
-    copied = folded(network.eval(), dtype)
+    copied = folded(network.eval())
     draw = torch.Generator().manual_seed(0)
     window = bench.compute.batch(torch.randn(1, 1, *bench.settings.training.patch, generator=draw))
-    return copied if answers_alike(network, copied, window, dtype) else network
+    return copied if answers_alike(network, copied, window) else network
 
 
 @torch.inference_mode()

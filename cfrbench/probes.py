@@ -83,7 +83,7 @@ def window_seconds(precision: str, sides: Triple, rounds: int = 2) -> float:
     """Seconds of one window of the paper's V-Net, as `predict` computes it."""
     compute = Compute(torch.device("cpu"), precision)
     network = vnet(compute).eval()
-    network = folded(network, HALF.get(precision, torch.float32))
+    network = network if precision in HALF else folded(network)
     crop = compute.batch(torch.randn(1, 1, *sides))
 
     def window() -> Tensor:
