@@ -37,18 +37,32 @@ def taken(layer: nn.Module, x: Tensor, dtype: torch.dtype = torch.bfloat16) -> l
     return found
 
 
+def passed(layer: nn.Module, x: Tensor, gradient: Tensor) -> list[Tensor]:
+    """The output, and the gradients of input, weight and bias, for this gradient of the output."""
+    x = x.detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    return [y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], gradient.to(y.dtype))]
+
+
 @settings(deadline=None)
 @given(st.integers(1, 3), st.integers(1, 20), st.integers(1, 10), st.tuples(*[st.integers(1, 5)] * 3), st.booleans())
 def test_output_and_gradients_are_torchs(batch: int, inputs: int, outputs: int, sides: Sides, large: bool) -> None:
     ours, theirs = both(inputs, outputs)
     x = torch.randn(batch, inputs, *sides).contiguous(memory_format=LAST)
+    gradient = torch.randn(batch, outputs, *(2 * side for side in sides)).contiguous(memory_format=LAST)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone, "SMALL", 0 if large else 10**9)
-        found, wanted = taken(ours, x), taken(theirs, x)
-    for a, b in zip(found, wanted, strict=True):
+        found = passed(ours, x, gradient)
+    wanted = passed(theirs, x, gradient)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.abs_()
+    sizes = passed(theirs, x.abs(), gradient.abs())  # sums of the sizes of what is added up, which may cancel
+    for a, b, size in zip(found, wanted, sizes, strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
-        torch.testing.assert_close(a.float(), b.float(), rtol=2e-2, atol=2e-2 * float(b.abs().max()))
+        assert bool(((a.double() - b.double()).abs() <= 2**-6 * size.double()).all())
     assert found[0].is_contiguous(memory_format=LAST)
 
 
