@@ -103,7 +103,7 @@ def ours(network: nn.Module, image: NDArray[Any], precision: str) -> NDArray[Any
     source = registry.load("data", "phantom")()
     bench = Bench(source, SETTINGS, compute, None)  # type: ignore[arg-type] # the volume is here already
     assert source.num_classes == CLASSES
-    network = for_prediction(bench, compute.place(network))
+    network = for_prediction(compute, compute.place(network))
     score = probabilities_of(bench, network, torch.from_numpy(image))
     return class_map(score[None])[0].numpy()
 

@@ -65,7 +65,7 @@ def predict_files(
 
     files = find_images(source)
     targets = _targets(files, source, output)
-    network = for_prediction(bench, network)
+    network = for_prediction(bench.compute, network)
     for file, target in zip(files, targets, strict=True):
         image = read_image(file, bench.source.axcodes)
         write_label(target, segment(network, bench, image), image)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from cfrbench import forecast, registry, sweep
-from cfrbench.compute import HALF, Compute, seed_torch, start
+from cfrbench.compute import Compute, seed_torch, start
 from cfrbench.config import ComputeSection, PresetName, RunConfig, Settings, TrainingSection, Triple
 from cfrbench.contracts import Batch
 from cfrbench.diagnosis import Finding
-from cfrbench.folding import folded
 from cfrbench.heap import large_blocks_apart
 from cfrbench.machine import computes_bf16
+from cfrbench.pipeline import for_prediction
 from cfrbench.training import Schedule, sgd
 from cfrbench.wording import duration
 
@@ -82,8 +82,7 @@ def step_seconds(precision: str, sides: Triple = SIDES, rounds: int = 2) -> floa
 def window_seconds(precision: str, sides: Triple, rounds: int = 2) -> float:
     """Seconds of one window of the paper's V-Net, as `predict` computes it."""
     compute = Compute(torch.device("cpu"), precision)
-    network = vnet(compute).eval()
-    network = network if precision in HALF else folded(network)
+    network = for_prediction(compute, vnet(compute).eval())
     crop = compute.batch(torch.randn(1, 1, *sides))
 
     def window() -> Tensor:
